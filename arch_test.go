@@ -27,6 +27,7 @@ var ours = map[string][]string{
 	"agent":                     {"api"},
 	"agent/pipeline":            {"agent/tokensource", "internal/visible"},
 	"agent/tokensource":         {},
+	"egress":                    {"agent", "api", "egress/scrub", "internal/outbound"},
 	"audit":                     {"internal/strictjson"},
 	"audit/verify":              {"audit", "internal/strictjson"},
 	"broker":                    {"audit"},
@@ -109,7 +110,7 @@ var rooms = map[string][]string{
 	"github.com/go-ldap/ldap":                {"issuers/ldap"},
 	"github.com/go-asn1-ber/asn1-ber":        {"issuers/ldap"}, // the bound on a packet
 	"github.com/hashicorp/vault/api":         {"issuers/vault"},
-	"github.com/aws/aws-sdk-go-v2":           {"issuers/aws"},
+	"github.com/aws/aws-sdk-go-v2":           {"issuers/aws", "egress"},                 // egress: signatures
 	"golang.org/x/sys":                       {"store", "cmd/broker", "server/inbound"}, // server/inbound: the queue and the filter of a listening socket
 }
 

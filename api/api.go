@@ -295,6 +295,7 @@ type Offer struct {
 	DefaultTTL  Duration             `json:"default_ttl,omitzero"`
 	MaxTTL      Duration             `json:"max_ttl,omitzero"`
 	Parameters  map[string]Parameter `json:"parameters,omitempty"`
+	Egress      *Egress              `json:"egress,omitempty"` // how an edge may use its credential; absent: in no calls
 
 	// DetailTypes are JSON Schemas of the elements of authorization_details, by type.
 	DetailTypes map[string]json.RawMessage `json:"authorization_details_types,omitempty"`

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -24,12 +25,16 @@ const Timeout = 10 * time.Second
 const maxHeader = 64 << 10
 
 // privateNetworks are the networks that a client reaches only with allowPrivate: this
-// machine and its neighbours.
+// machine, its neighbours, and all networks that the special-purpose registries of IANA
+// (RFC 6890, as of October 2025) do not state to be globally reachable.
 var privateNetworks = prefixes(
-	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16",
-	"198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4", // RFC 6890
-	"::/96", "64:ff9b:1::/48", "fc00::/7", "fec0::/10", "ff00::/8", // "::/96" and "fec0::/10" are obsolete, and never public
+	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16",
+	"198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+	"2001::/23", "2001:db8::/32", "3fff::/20",
 )
+
+// globalUnicast is the network of all public IPv6 addresses (RFC 4291, section 2.4).
+var globalUnicast = netip.MustParsePrefix("2000::/3")
 
 // metadataNetworks are the networks with the metadata services of clouds. No client
 // reaches them.
@@ -53,21 +58,9 @@ func prefixes(list ...string) (out []netip.Prefix) {
 	return out
 }
 
-// within reports whether an address, or the IPv4 address in it, is in one of the networks.
+// within reports whether an address is in one of the networks.
 func within(networks []netip.Prefix, a netip.Addr) bool {
-	a = a.Unmap().WithZone("")
-	for _, p := range networks {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	for p, at := range embedding {
-		if p.Contains(a) {
-			raw := a.As16()
-			return within(networks, netip.AddrFrom4([4]byte(raw[at:at+4])))
-		}
-	}
-	return false
+	return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Errors of addresses that a client does not reach.
@@ -76,12 +69,40 @@ var (
 	errMetadata = errors.New("the address is one of a cloud's metadata services, which the broker never calls")
 )
 
+// A Reach is from where an address can be reached.
+type Reach int
+
+// The zero Reach is the one with the least access.
+const (
+	Metadata Reach = iota // link-local, or a cloud's metadata service
+	Private               // this machine, its neighbours, and networks for special purposes
+	Public
+)
+
+// ReachOf returns the reach of an address, or of the IPv4 address in it.
+func ReachOf(a netip.Addr) Reach {
+	a = a.Unmap().WithZone("")
+	for p, at := range embedding {
+		if p.Contains(a) {
+			raw := a.As16()
+			return ReachOf(netip.AddrFrom4([4]byte(raw[at : at+4])))
+		}
+	}
+	switch {
+	case !a.IsValid() || within(metadataNetworks, a):
+		return Metadata
+	case within(privateNetworks, a), a.Is6() && !globalUnicast.Contains(a):
+		return Private
+	}
+	return Public
+}
+
 // check refuses an address that a client may not reach.
 func check(a netip.Addr, allowPrivate bool) error {
-	switch {
-	case within(metadataNetworks, a):
+	switch reach := ReachOf(a); {
+	case reach == Metadata:
 		return errMetadata
-	case !allowPrivate && within(privateNetworks, a):
+	case reach == Private && !allowPrivate:
 		return errPrivate
 	}
 	return nil

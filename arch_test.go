@@ -69,6 +69,7 @@ var ours = map[string][]string{
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
 	"internal/config":           {"internal/strictyaml", "scim", "broker/directory", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "internal/outbound", "signals", "broker", "audit", "store", "issuers/ldap", "issuers/scim", "broker/membership"}, // store parses its own URL
+	"internal/handoff":          {"api"},
 	"internal/outbound":         {},
 	"internal/retryafter":       {},
 	"internal/screen":           {},
@@ -79,7 +80,7 @@ var ours = map[string][]string{
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
-		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/screen", "internal/visible", "agent", "agent/pipeline", "agent/tokensource", "api", "mcp", "policy", "audit", "audit/verify",
+		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/handoff", "internal/screen", "internal/visible", "agent", "agent/pipeline", "agent/tokensource", "api", "mcp", "policy", "audit", "audit/verify",
 		"broker/evidence",           // a report from an export
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},
@@ -121,6 +122,7 @@ var files = map[string]string{
 	"internal/brokertest": "test kit",
 	"internal/devworld":   "the files of a world",
 	"internal/config":     "the operator's file, secrets and authorities",
+	"internal/handoff":    "the private folder of a child's credential",
 	"internal/service":    "the admin socket and the checkpoint file",
 	"internal/mutate":     "a program for developers: reads source files, prints survivors",
 	"attest":              "files of bundles and certificates",

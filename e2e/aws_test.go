@@ -162,11 +162,12 @@ func (c *cloud) s3(t testing.TB, entitlement string, args ...string) (string, er
 	return strings.TrimSpace(string(out)), err
 }
 
-// testExecAWS passes a session to the AWS command line in its environment.
+// testExecAWS passes a session to the AWS command line, which finds it in the files of
+// "broker exec".
 func testExecAWS(t *testing.T, c *cloud, entitlement string) {
 	aws := func(scope string, args ...string) (string, string, int) {
 		all := []string{"exec", entitlement, "--scope", scope, "--param", "prefix=acme", "--server", "https://" + c.listen, "--",
-			"env", "AWS_DEFAULT_REGION=us-east-1", "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
+			"env", "AWS_DEFAULT_REGION=us-east-1", "AWS_CONFIG_FILE=/dev/null",
 			"aws", "--endpoint-url", c.minio.address(), "--ca-bundle", c.minio.caFile(), "s3"}
 		return c.cli(c.agent, append(all, args...)...)
 	}

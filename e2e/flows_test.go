@@ -235,7 +235,7 @@ func testCommandLine(t *testing.T, w *world) {
 	if err := json.Unmarshal([]byte(out), &credential); err != nil || code != 0 || credential.Lease == "" {
 		t.Errorf("request: %d: %s: %v", code, errs, err)
 	}
-	out, errs, code = w.cli(bin, "exec", "tickets-api", "--scope", "tickets:read", "--", "sh", "-c", `test -n "$BROKER_ACCESS_TOKEN" && echo $BROKER_LEASE && exit 9`)
+	out, errs, code = w.cli(bin, "exec", "tickets-api", "--scope", "tickets:read", "--", "sh", "-c", `test -s "$BROKER_CREDENTIAL_FILE" && test -z "$BROKER_ACCESS_TOKEN" && echo $BROKER_LEASE && exit 9`)
 	if code != 9 || !regexp.MustCompile(`^lse_[0-9a-v]{26}\n$`).MatchString(out) {
 		t.Fatalf("exec: %d: %s%s", code, out, errs)
 	}

@@ -109,11 +109,12 @@ func testPgpass(t *testing.T, l *lab) {
 	l.endAll(t)
 }
 
-// testVaultToken passes a Vault token to curl in the variable that Vault's own
-// tools read. When curl exits, the token is revoked.
+// testVaultToken passes a Vault token to curl in a file of a header, and to Vault's own
+// tools by a token helper, which they start as here. When curl exits, the token is revoked.
 func testVaultToken(t *testing.T, l *lab) {
 	file := filepath.Join(t.TempDir(), "token")
-	script := fmt.Sprintf(`printf %%s "$VAULT_TOKEN" > %s && curl -sS --fail --cacert %s -H "X-Vault-Token: $VAULT_TOKEN" %s/v1/kv/data/shop`, file, l.vault.caFile(), l.vault.address())
+	script := fmt.Sprintf(`helper=$(sed -n 's/^token_helper = "\(.*\)"$/\1/p' "$VAULT_CONFIG_PATH") && sh -c "$helper get" > %s && test -z "$VAULT_TOKEN" &&
+		curl -sS --fail --cacert %s -H @"$BROKER_HEADER_FILE" %s/v1/kv/data/shop`, file, l.vault.caFile(), l.vault.address())
 	out, errs, code := l.cli(l.cliAgent, "exec", "kv-token", "--scope", "kv:read", "--", "sh", "-c", script)
 	if code != 0 || !strings.Contains(out, `"color":"green"`) {
 		t.Errorf("curl: %d %q %s", code, out, errs)

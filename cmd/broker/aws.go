@@ -2,14 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/agent"
 	"accessbroker.internal/api"
+	"accessbroker.internal/internal/handoff"
 )
 
 func (a *app) awsCommand() *cobra.Command {
@@ -110,21 +111,10 @@ func stillActive(ctx context.Context, client *api.Client, lease string) bool {
 	return err == nil && l.Status == api.LeaseActive || api.Transient(err)
 }
 
-// A processCredential is the output of a credential_process. See "Sourcing
-// credentials with an external process" in the AWS CLI's user guide.
-type processCredential struct {
-	Version         int
-	AccessKeyID     string `json:"AccessKeyId"`
-	SecretAccessKey string
-	SessionToken    string    `json:",omitempty"`
-	Expiration      time.Time // ISO 8601
-}
-
 func (a *app) printProcess(c *api.Credential) error {
-	if c.Type != "aws" {
-		return fmt.Errorf("the credential is of type %q, not \"aws\"", c.Type)
+	text, err := handoff.AWSProcess(c)
+	if err == nil {
+		_, err = io.WriteString(a.out, text)
 	}
-	return json.NewEncoder(a.out).Encode(processCredential{
-		1, c.Secret["access_key_id"], c.Secret["secret_access_key"], c.Secret["session_token"], c.ExpiresAt.UTC(),
-	})
+	return err
 }

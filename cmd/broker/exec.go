@@ -9,8 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"reflect"
-	"slices"
-	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,19 +19,33 @@ import (
 	"accessbroker.internal/api"
 )
 
-func (a *app) execCommand() *cobra.Command {
-	var f askFlags
-	var file string
-	var noRenew bool
-	c := &cobra.Command{
-		Use:   "exec ENTITLEMENT|REQUEST -- COMMAND [ARG ...]",
-		Short: "Run a command with a credential, then return it",
-		Long: `exec requests a credential, runs the command with it, and returns the
+const execHelp = `exec requests a credential, runs the command with it, and returns the
 credential when the command ends. It exits with the command's exit code. For the
 id of a request, such as one that an AI agent has filed, exec collects a
 credential of that request instead of filing another one.
 
-The credential is in the command's environment:
+The credential is in files of a folder in memory that no other user can enter.
+exec renews it there while the command runs, and removes the folder at the end.
+The command's environment names the files:
+
+  each type    BROKER_CREDENTIAL_FILE: a token as plain text, else JSON
+  bearer       BROKER_ACCESS_TOKEN_FILE; BROKER_HEADER_FILE for curl -H @FILE
+  aws          AWS_SHARED_CREDENTIALS_FILE, and AWS_PROFILE
+  userpass     PGPASSFILE, PGSERVICEFILE, PGSERVICE and PGUSER;
+               BROKER_USERNAME_FILE and BROKER_PASSWORD_FILE
+  certificate  BROKER_TLS_CERT_FILE (with chain) and BROKER_TLS_KEY_FILE, also
+               as PGSSLCERT and PGSSLKEY; BROKER_CERTIFICATE_FILE,
+               BROKER_PRIVATE_KEY_FILE and BROKER_CHAIN_FILE
+  vault        VAULT_CONFIG_PATH (a token helper), and BROKER_HEADER_FILE
+  data         BROKER_ and the name of each field and _FILE
+
+together with BROKER_LEASE and BROKER_EXPIRES_AT (RFC 3339, of the first
+credential). exec removes variables by which the tools of that type would find
+another credential, such as AWS_ACCESS_KEY_ID and PGPASSWORD. It keeps
+PGSERVICE, and then sets no other one. The AWS region comes from AWS_REGION, or
+from [profile access-broker] in ~/.aws/config.
+
+With --env, the credential is in environment variables instead:
 
   bearer       BROKER_ACCESS_TOKEN
   aws          AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN
@@ -41,28 +54,37 @@ The credential is in the command's environment:
   vault        VAULT_TOKEN
   data         BROKER_ and the name of each field
 
-together with BROKER_LEASE and BROKER_EXPIRES_AT (RFC 3339). exec removes
-variables by which the tools of that type would find another credential, such
-as AWS_PROFILE, PGPASSFILE and an older AWS_SESSION_TOKEN. It keeps PGSERVICE;
-a user in that service's entry takes precedence over PGUSER.
+--env-var sets a variable of your choice to one field. Every child of the
+command inherits variables, they end up in crash reports, and other processes of
+the same user read them in /proc/PID/environ. A credential in the environment
+can't be renewed: when it expires, exec sends SIGTERM to the command, and
+SIGKILL ten seconds later.
 
-With --file, the credential is in a file of mode 0600 instead, and
-BROKER_CREDENTIAL_FILE names the file. A token is plain text, any other
-credential is JSON. exec renews the credential in place while the command runs
-and removes the file at the end. It neither replaces nor removes a file that
-exec did not write, and refuses a FILE that is a symbolic link.
-
-A credential in the environment can't be renewed. When it expires, exec sends
-SIGTERM to the command, and SIGKILL ten seconds later.
+With --file, the credential is in that file of mode 0600 alone, as in
+BROKER_CREDENTIAL_FILE, and exec leaves other variables as they are. It neither
+replaces nor removes a file that exec did not write, and refuses a FILE that is
+a symbolic link.
 
 exec passes signals on to the command, except Ctrl-C and Ctrl-\ in a terminal,
 which the command gets from the terminal. If exec itself is killed, the command
 gets SIGTERM. The exit code is 126 for a command that can't be executed, and 127
 for one that does not exist; no credential is requested for either.
 
-` + exitHelp,
+`
+
+func (a *app) execCommand() *cobra.Command {
+	var f askFlags
+	var how handover
+	var noRenew bool
+	c := &cobra.Command{
+		Use:   "exec ENTITLEMENT|REQUEST -- COMMAND [ARG ...]",
+		Short: "Run a command with a credential, then return it",
+		Long:  execHelp + exitHelp,
 		Example: `  broker exec tickets-api --scope tickets:read --why "nightly report" -- ./report.sh
   broker exec orders-db-ro -- psql -h db.acme.test orders
+  broker exec tickets-api --scope tickets:read -- \
+      sh -c 'curl -H @"$BROKER_HEADER_FILE" https://tickets.acme.test/tickets'
+  broker exec github-read --env-var GH_TOKEN=token -- gh issue list
   broker exec tickets-api --scope tickets:read --file /dev/shm/token -- ./daemon
   broker exec req_0658sg2b7puh5u0qv0s9k8g6nk -- ./close-tickets.sh`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -74,19 +96,16 @@ for one that does not exist; no credential is requested for either.
 					return usage("of the flags of a request, only --wait goes with %s, which is already filed", args[0])
 				}
 			}
-			return nil
+			return how.check(c)
 		},
 		ValidArgsFunction: a.completeEntitlement,
 		RunE: func(c *cobra.Command, args []string) error {
-			if c.Flags().Changed("file") && file == "" { // such as an unset variable of a shell
-				return usage("--file is empty: name a file, or omit --file")
-			}
-			return a.exec(c.Context(), args[0], f, args[1:], &ownFile{path: file, flag: "--file", writer: "exec", mark: credentialMark}, !noRenew)
+			return a.exec(c.Context(), args[0], f, args[1:], how, !noRenew)
 		},
 	}
 	f.add(c)
 	completes(c, "scope", a.completeScope)
-	c.Flags().StringVar(&file, "file", "", "write the credential to this file and renew it there")
+	how.add(c)
 	c.Flags().BoolVar(&noRenew, "no-renew", false, "end the command when the credential expires, instead of renewing it")
 	a.client.addCollecting(c)
 	return c
@@ -96,27 +115,32 @@ for one that does not exist; no credential is requested for either.
 // has expired.
 const killDelay = 10 * time.Second
 
-// credentialMark marks the files of exec.
-const credentialMark = "credential"
-
 // An execution is a command that runs with a credential.
 type execution struct {
 	*app
-	held agent.Held
-	file *ownFile
+	held   agent.Held
+	pass   passer
+	remove func() // what pass has written
 }
 
 // exec runs a command with a credential of an entitlement, or of a request. It rejects what cannot work before it
 // requests the credential.
-func (a *app) exec(ctx context.Context, entitlement string, f askFlags, command []string, file *ownFile, renew bool) error {
+func (a *app) exec(ctx context.Context, entitlement string, f askFlags, command []string, how handover, renew bool) (err error) {
 	program, err := lookUp(command[0])
 	if err != nil {
 		fmt.Fprintf(a.err, "broker: %v\n", err)
 		return exitError(exitCodeOfStart(err))
 	}
-	if err := file.check(); err != nil {
+	pass, err := how.passer()
+	if err != nil {
 		return err
 	}
+	remove := sync.OnceFunc(func() {
+		if err := pass.Close(); err != nil {
+			fmt.Fprintf(a.err, "broker: %v\n", err)
+		}
+	})
+	defer remove()
 	// Once the command runs, a signal is the command's: it may survive Ctrl-C and needs
 	// renewals until it ends.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -127,9 +151,9 @@ func (a *app) exec(ctx context.Context, entitlement string, f askFlags, command 
 		obtain = a.withCollected
 	}
 	return obtain(work, entitlement, f, func(work context.Context, client *api.Client, credential *api.Credential) error {
-		e := &execution{app: a, file: file, held: agent.Held{Client: client, Credential: credential}}
-		if file.path != "" && renew {
-			e.held.Replace = func(c *api.Credential) error { return file.write(fileOf(c)) }
+		e := &execution{app: a, pass: pass, remove: remove, held: agent.Held{Client: client, Credential: credential}}
+		if pass.renewable() && renew {
+			e.held.Replace = pass.Write
 		}
 		return e.run(work, program, command, detach)
 	})
@@ -144,19 +168,17 @@ func (e *execution) run(ctx context.Context, program string, command []string, d
 	if !detach() {
 		return errInterrupted
 	}
-	if e.file.path != "" {
-		defer func() {
-			if err := e.file.remove(); err != nil {
-				fmt.Fprintf(e.err, "broker: %v\n", err)
-			}
-		}()
-		if err := e.file.write(fileOf(e.held.Credential)); err != nil {
-			return err
-		}
+	defer e.remove() // before the credential is returned
+	if err := e.pass.Write(e.held.Credential); err != nil {
+		return err
+	}
+	environment, err := e.pass.environment(e.held.Credential)
+	if err != nil {
+		return err
 	}
 	cmd := &exec.Cmd{
 		Path: program, Args: command, Stdin: e.in, Stdout: e.out, Stderr: e.err,
-		Env: commandEnvironment(os.Environ(), e.held.Credential, e.file.path),
+		Env: environment.Of(os.Environ()),
 	}
 	r := newRelay(signals)
 	defer r.close()
@@ -196,28 +218,6 @@ func (e *execution) supervise(ctx context.Context, r *relay, done <-chan error) 
 			kill = time.After(killDelay)
 		}
 	}
-}
-
-// commandEnvironment returns the inherited environment without the variables of this
-// program, and with the credential in place of others of its type. With a file, it
-// keeps the others: the command decides which tools use the file.
-func commandEnvironment(inherited []string, c *api.Credential, file string) []string {
-	add, remove := variables(c), displaced[c.Type]
-	if file != "" {
-		lease := add[:2:2]
-		add, remove = append(lease, [2]string{"BROKER_CREDENTIAL_FILE", file}), nil
-	}
-	var env []string
-	for _, kv := range inherited {
-		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "BROKER_") && !slices.Contains(remove, name) {
-			env = append(env, kv)
-		}
-	}
-	for _, kv := range add {
-		env = append(env, kv[0]+"="+kv[1])
-	}
-	return env
 }
 
 // Exit codes of a command that did not start (POSIX, "Exit Status for Commands").

@@ -284,3 +284,70 @@ func TestExecReplacesItsOwnLeftover(t *testing.T) {
 	}
 	w.wantReturned(1)
 }
+
+// By default the credential is in files that end with the command, and neither in the
+// environment nor in the arguments.
+func TestExecPassesCredentialInMemory(t *testing.T) {
+	w := newExecWorld(t)
+	out, err := w.exec(nil, []string{"sh", "-c", `cat "$BROKER_CREDENTIAL_FILE"; echo; echo "$BROKER_CREDENTIAL_FILE"; cat /proc/self/environ /proc/$PPID/cmdline /proc/$PPID/environ | tr '\0' '\n'`}).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, rest, _ := strings.Cut(string(out), "\n")
+	path, rest, _ := strings.Cut(rest, "\n")
+	if !strings.HasPrefix(token, "eyJ") || strings.Contains(rest, token) || !strings.Contains(rest, "BROKER_LEASE=") {
+		t.Errorf("got the token %q, and then\n%s", token, rest)
+	}
+	if _, err := os.Lstat(filepath.Dir(filepath.Dir(path))); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder of %s remains: %v", path, err)
+	}
+	w.wantReturned(1)
+}
+
+// The files of an exec that was killed go with the next one.
+func TestExecRemovesFilesOfKilledExec(t *testing.T) {
+	w := newExecWorld(t)
+	cmd := w.exec(nil, []string{"sh", "-c", `echo "$BROKER_CREDENTIAL_FILE"; exec signals`})
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	lines.Scan()
+	path := lines.Text()
+	wantLine(t, lines, "ready")
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	wantLine(t, lines, "got terminated")
+	exitCodeOf(t, cmd)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("the test needs a leftover: %v", err)
+	}
+	if out, err := w.exec(nil, []string{"true"}).CombinedOutput(); err != nil {
+		t.Errorf("got %v: %s", err, out)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the leftover %s: %v", path, err)
+	}
+}
+
+// A command that runs for longer than its credential finds a new one in the same file.
+func TestExecRenewsInMemory(t *testing.T) {
+	t.Parallel() // it mostly waits
+	w := newExecWorld(t)
+	script := `first=$(cat "$BROKER_CREDENTIAL_FILE"); while test "$(cat "$BROKER_CREDENTIAL_FILE")" = "$first"; do sleep 0.05; done`
+	out, err := w.exec([]string{"--ttl", "9s"}, []string{"sh", "-c", script}).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("got %v: %s", err, out)
+	}
+	w.wantReturned(2)
+	// A variable can't change, so the command ends with its credential.
+	out, err = w.exec([]string{"--ttl", "2s", "--env"}, []string{"signals"}).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "no valid credential; ending the command") || !strings.Contains(string(out), "got terminated") {
+		t.Errorf("got %v: %s", err, out)
+	}
+}

@@ -21,6 +21,7 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/internal/brokertest"
+	"accessbroker.internal/internal/handoff"
 )
 
 // An awsWorld is a broker that issues sessions of a fake STS, and "broker aws" in
@@ -69,10 +70,10 @@ func newAWSWorld(t *testing.T) *awsWorld {
 }
 
 // aws runs "broker aws" and returns the credential that it prints.
-func (w *awsWorld) aws(args ...string) processCredential {
+func (w *awsWorld) aws(args ...string) handoff.AWSCredential {
 	w.t.Helper()
 	out, errs, code := w.broker(append([]string{"aws"}, args...)...)
-	var c processCredential
+	var c handoff.AWSCredential
 	if err := json.Unmarshal([]byte(out), &c); err != nil || code != 0 {
 		w.t.Fatalf("broker aws %v: %d, %v\n%s", args, code, err, errs)
 	}
@@ -161,7 +162,7 @@ func TestAWSRequestsOnceForParallelRuns(t *testing.T) {
 	for i := range n {
 		all.Go(func() {
 			out, errs, code := w.broker("aws", "reports")
-			var c processCredential
+			var c handoff.AWSCredential
 			if err := json.Unmarshal([]byte(out), &c); err != nil || code != 0 {
 				t.Errorf("%d, %v\n%s", code, err, errs)
 			}

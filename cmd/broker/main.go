@@ -6,10 +6,16 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
+
+	"accessbroker.internal/internal/handoff"
 )
 
 func main() {
+	if filepath.Base(os.Args[0]) == handoff.TokenHelper {
+		os.Exit(tokenHelper(os.Args[0], os.Args[1:], os.Stdout, os.Stderr))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	// If the reader of standard output has gone, a write must fail instead of ending

@@ -28,6 +28,7 @@ var ours = map[string][]string{
 	"agent/pipeline":            {"agent/tokensource", "internal/visible"},
 	"agent/tokensource":         {},
 	"egress":                    {"agent", "api", "egress/scrub", "internal/outbound"},
+	"egress/forward":            {"egress"},
 	"audit":                     {"internal/strictjson"},
 	"audit/verify":              {"audit", "internal/strictjson"},
 	"broker":                    {"audit"},

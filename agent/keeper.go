@@ -152,6 +152,14 @@ func (k *Keeper) Credential(ctx context.Context, entitlement string) (*api.Crede
 	}
 }
 
+// Holds reports whether a valid credential of an entitlement is at hand.
+func (k *Keeper) Holds(entitlement string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	e := k.kept[entitlement]
+	return e != nil && usable(e.credential, time.Now())
+}
+
 // usable reports whether a credential is valid for long enough to be used.
 func usable(c *api.Credential, now time.Time) bool {
 	return c != nil && c.ExpiresAt.Sub(now) > minLifetime

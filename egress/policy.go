@@ -139,11 +139,11 @@ func (p *Policy) Hosts() (hosts []string) {
 	return slices.Compact(hosts)
 }
 
-// MatchHost reports whether some rule names a host and a port, as CONNECT has them. The
-// calls inside of the tunnel are checked by Match.
-func (p *Policy) MatchHost(hostport string) bool {
-	host, port, refusal := splitAuthority(hostport, 443)
-	return refusal == nil && len(p.rulesOf(origin{"https", host, port})) > 0
+// MatchHost reports whether some rule names a scheme, a host and a port, as CONNECT has the
+// latter. The calls inside of the tunnel are checked by Match.
+func (p *Policy) MatchHost(scheme, hostport string) bool {
+	host, port, refusal := splitAuthority(hostport, defaultPort(scheme))
+	return refusal == nil && len(p.rulesOf(origin{scheme, host, port})) > 0
 }
 
 // A Target is a call as it will be sent.

@@ -2,7 +2,6 @@ package attest
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"maps"
 	"slices"
@@ -35,17 +34,11 @@ func (p *People) AccessToken(ctx context.Context, t PersonalToken) (broker.Ident
 
 func (p *People) accessToken(ctx context.Context, t PersonalToken) (who broker.Identity, scopes []string, err error) {
 	k := subjectKinds[broker.MethodAccessToken]
-	if len(t.Token) > maxIDToken {
-		return who, nil, k.fail(CauseOversized, "is larger than 16 KiB")
-	}
-	signed, err := jwks.ParseCompact(t.Token)
-	if err != nil {
-		return who, nil, k.fail(CauseMalformed, "is not a signed JWT in compact form")
-	}
-	c, err := k.readSubjectClaims(signed)
+	s, err := p.readSubject(k, t.Token)
 	if err != nil {
 		return who, nil, err
 	}
+	c := &s.claims
 	op := p.ofIssuer(c.issuer)
 	switch {
 	case op == nil:
@@ -57,7 +50,7 @@ func (p *People) accessToken(ctx context.Context, t PersonalToken) (who broker.I
 	case c.raw["act"] != nil:
 		return who, nil, k.fail(CauseActor, "is of someone who acts for a person (act)")
 	}
-	if err := k.checkTimes(&c, t.At); err != nil {
+	if err := k.checkTimes(c, t.At); err != nil {
 		return who, nil, err
 	}
 	if err := k.checkConfirmation(c.raw["cnf"], &t.SubjectToken); err != nil {
@@ -66,17 +59,8 @@ func (p *People) accessToken(ctx context.Context, t PersonalToken) (who broker.I
 	if !t.Key.IsZero() && !isBoundToKey(c.raw["cnf"]) {
 		return who, nil, k.fail(CausePossession, "is not bound to a DPoP key: send it as Bearer")
 	}
-	if err := op.verifySubjectToken(ctx, k, t.SubjectToken); err != nil {
-		return who, nil, err
-	}
-	person, err := op.subject(&c, t.At)
-	if err != nil {
-		return who, nil, k.fail(CauseClaims, "has claims about the person that the broker cannot use: "+err.Error())
-	}
-	return broker.Identity{
-		ID: op.cfg.Name + "/" + c.subject, Kind: broker.KindPerson, Person: person,
-		Proof: broker.Proof{Method: broker.MethodAccessToken, SHA256: sha256.Sum256([]byte(t.Token)), Expires: c.expires},
-	}, c.scopes, nil
+	who, err = p.verifySubject(ctx, k, op, s, &t.SubjectToken)
+	return who, c.scopes, err
 }
 
 // isBoundToKey reports whether a confirmation names a DPoP key.

@@ -19,33 +19,33 @@ type cachedProof struct {
 	notBefore  time.Time
 }
 
-// A proofCache caches verified proofs by their SHA-256 hash, up to a limit of their
-// number; see maxCachedProof for their size. It is safe for concurrent use.
+// A cache holds what was verified by the SHA-256 hash of the proof, up to a limit of the
+// number of entries. It is safe for concurrent use.
 //
 // Each shard evicts with the clock algorithm: a hit sets a bit of the entry, and
 // the hand clears bits until it finds an entry without one. The hit rate is close
 // to that of LRU, and a hit moves nothing. Callers can't aim at one shard, because
 // the hash selects it.
-type proofCache struct{ shards [cacheShards]shard }
+type cache[V any] struct{ shards [cacheShards]shard[V] }
 
 const cacheShards = 16
 
-type shard struct {
+type shard[V any] struct {
 	mu    sync.Mutex
 	index map[[sha256.Size]byte]int // into slots
-	slots []slot
+	slots []slot[V]
 	hand  int
 	limit int
 }
 
-type slot struct {
+type slot[V any] struct {
 	key   [sha256.Size]byte
 	used  bool
-	proof cachedProof
+	value V
 }
 
-func newProofCache(limit int) *proofCache {
-	c := &proofCache{}
+func newCache[V any](limit int) *cache[V] {
+	c := &cache[V]{}
 	for i := range c.shards {
 		c.shards[i].limit = max(1, limit/cacheShards)
 		c.shards[i].index = map[[sha256.Size]byte]int{}
@@ -53,19 +53,60 @@ func newProofCache(limit int) *proofCache {
 	return c
 }
 
-func (c *proofCache) shard(key [sha256.Size]byte) *shard { return &c.shards[key[0]%cacheShards] }
+func (c *cache[V]) shard(key [sha256.Size]byte) *shard[V] { return &c.shards[key[0]%cacheShards] }
 
-// get returns the proof for key if it was verified under the generation.
-func (c *proofCache) get(key [sha256.Size]byte, generation uint64) (cachedProof, bool) {
+func (c *cache[V]) get(key [sha256.Size]byte) (value V, ok bool) {
 	s := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i, ok := s.index[key]
-	if !ok || s.slots[i].proof.generation != generation {
-		return cachedProof{}, false
+	if !ok {
+		return value, false
 	}
 	s.slots[i].used = true
-	return s.slots[i].proof, true
+	return s.slots[i].value, true
+}
+
+func (c *cache[V]) put(key [sha256.Size]byte, value V) {
+	s := c.shard(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, ok := s.index[key]
+	if !ok {
+		i = s.free()
+		s.index[key] = i
+	}
+	s.slots[i] = slot[V]{key: key, used: true, value: value}
+}
+
+// free returns a free slot and evicts an entry if there is none.
+func (s *shard[V]) free() int {
+	if len(s.slots) < s.limit {
+		s.slots = append(s.slots, slot[V]{})
+		return len(s.slots) - 1
+	}
+	for s.slots[s.hand].used {
+		s.slots[s.hand].used = false
+		s.hand = (s.hand + 1) % len(s.slots)
+	}
+	i := s.hand
+	s.hand = (i + 1) % len(s.slots)
+	delete(s.index, s.slots[i].key)
+	return i
+}
+
+// A proofCache caches verified proofs of workloads; see maxCachedProof for their size.
+type proofCache struct{ *cache[cachedProof] }
+
+func newProofCache(limit int) *proofCache { return &proofCache{newCache[cachedProof](limit)} }
+
+// get returns the proof for key if it was verified under the generation.
+func (c *proofCache) get(key [sha256.Size]byte, generation uint64) (cachedProof, bool) {
+	r, ok := c.cache.get(key)
+	if !ok || r.generation != generation {
+		return cachedProof{}, false
+	}
+	return r, true
 }
 
 // maxCachedProof bounds the bytes of a cached proof's identity. A trust domain can make
@@ -79,31 +120,7 @@ func (c *proofCache) put(key [sha256.Size]byte, r cachedProof) {
 	if r.size() > maxCachedProof {
 		return // it is verified again for each call
 	}
-	s := c.shard(key)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	i, ok := s.index[key]
-	if !ok {
-		i = s.free()
-		s.index[key] = i
-	}
-	s.slots[i] = slot{key: key, used: true, proof: r}
-}
-
-// free returns a free slot and evicts an entry if there is none.
-func (s *shard) free() int {
-	if len(s.slots) < s.limit {
-		s.slots = append(s.slots, slot{})
-		return len(s.slots) - 1
-	}
-	for s.slots[s.hand].used {
-		s.slots[s.hand].used = false
-		s.hand = (s.hand + 1) % len(s.slots)
-	}
-	i := s.hand
-	s.hand = (i + 1) % len(s.slots)
-	delete(s.index, s.slots[i].key)
-	return i
+	c.cache.put(key, r)
 }
 
 type connKey struct{}

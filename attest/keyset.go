@@ -63,14 +63,19 @@ func (s *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
-	err = s.remote.Verify(ctx, signed)
-	if failed := (*jwks.FetchError)(nil); errors.As(err, &failed) {
-		return nil, s.p.unavailable("reading its keys", failed.Err)
-	}
-	if err != nil {
+	if err := s.verify(ctx, signed); err != nil {
 		return nil, err
 	}
 	return signed.Payload, checkPayload(signed.Payload)
+}
+
+// verify verifies the signature of a token.
+func (s *keySet) verify(ctx context.Context, signed *jwks.Signed) error {
+	err := s.remote.Verify(ctx, signed)
+	if failed := (*jwks.FetchError)(nil); errors.As(err, &failed) {
+		return s.p.unavailable("reading its keys", failed.Err)
+	}
+	return err
 }
 
 // source describes the keys for metrics. ok is false if none were fetched yet.
@@ -121,10 +126,18 @@ func checkPayload(payload []byte) error {
 		return fmt.Errorf("the payload of the token %w", err)
 	}
 	for _, m := range members {
-		for _, name := range claimNames {
-			if m.Name != name && strings.EqualFold(m.Name, name) {
-				return fmt.Errorf("the payload of the token has the claim %q in another case", name)
-			}
+		if err := checkCase(m.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkCase returns an error for the name of a claim in another case.
+func checkCase(claim string) error {
+	for _, name := range claimNames {
+		if claim != name && strings.EqualFold(claim, name) {
+			return fmt.Errorf("the payload of the token has the claim %q in another case", name)
 		}
 	}
 	return nil

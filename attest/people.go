@@ -22,11 +22,14 @@ import (
 // People authenticates people with OpenID providers. It uses the authorization
 // code flow (OpenID Connect Core 1.0, section 3.1) with PKCE (RFC 7636) and a
 // nonce. It is safe for concurrent use.
-type People struct{ providers map[string]*provider }
+type People struct {
+	providers map[string]*provider
+	subjects  *cache[*subjectToken] // access tokens
+}
 
 // NewPeople returns People with these providers. It does not contact them.
 func NewPeople(configs ...ProviderConfig) (*People, error) {
-	p := &People{providers: map[string]*provider{}}
+	p := &People{providers: map[string]*provider{}, subjects: newCache[*subjectToken](cachedSubjects)}
 	for _, cfg := range configs {
 		op, err := newProvider(cfg)
 		if err != nil {

@@ -58,6 +58,11 @@ func (k subjectKind) readSubjectClaims(signed *jwks.Signed) (c subjectClaims, er
 	if c.personClaims, err = parseClaims(signed.Payload); err != nil {
 		return c, k.fail(CauseMalformed, "has a malformed payload: it must be JSON without duplicate members")
 	}
+	for name := range c.raw {
+		if err := checkCase(name); err != nil {
+			return c, k.fail(CauseMalformed, "has a claim whose name another parser may take for another one: "+err.Error())
+		}
+	}
 	// Claims of ID tokens, logout tokens and security events, whatever the header says.
 	for _, name := range []string{"nonce", "at_hash", "c_hash", "events"} {
 		if c.raw[name] != nil {

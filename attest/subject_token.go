@@ -2,14 +2,11 @@ package attest
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"slices"
 	"strings"
 	"time"
 
-	"accessbroker.internal/attest/jwks"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/strictjson"
@@ -48,28 +45,22 @@ func (p *People) SubjectToken(ctx context.Context, t broker.SubjectToken) (*brok
 	if !ok {
 		return nil, &broker.Refusal{Err: broker.ErrForeignSubject, Detail: "the broker does not accept tokens of this type"}
 	}
-	if len(t.Token) > maxIDToken {
-		return nil, k.fail(CauseOversized, "is larger than 16 KiB")
-	}
-	signed, err := jwks.ParseCompact(t.Token)
-	if err != nil {
-		return nil, k.fail(CauseMalformed, "is not a signed JWT in compact form")
-	}
-	c, err := k.readSubjectClaims(signed)
+	s, err := p.readSubject(k, t.Token)
 	if err != nil {
 		return nil, err
 	}
-	op := p.issuer(k, c.issuer)
+	op := p.issuer(k, s.claims.issuer)
 	if op == nil {
 		return nil, k.fail(CauseIssuer, "is of an issuer that may not issue it: only a provider that the operator configured may")
 	}
-	if err := op.checkSubjectToken(k, &c, &t); err != nil {
+	if err := op.checkSubjectToken(k, &s.claims, &t); err != nil {
 		return nil, err
 	}
-	if err := op.verifySubjectToken(ctx, k, t); err != nil {
+	who, err := p.verifySubject(ctx, k, op, s, &t)
+	if err != nil {
 		return nil, err
 	}
-	return op.delegation(k, &c, &t)
+	return op.delegation(k, &s.claims, who, &t)
 }
 
 // issuer returns the provider with exactly this issuer whose tokens of the kind are accepted.
@@ -197,59 +188,14 @@ func (k subjectKind) checkConfirmation(raw []byte, t *broker.SubjectToken) error
 	return nil
 }
 
-// verifySubjectToken verifies the signature with the provider's published keys.
-func (p *provider) verifySubjectToken(ctx context.Context, k subjectKind, t broker.SubjectToken) error {
-	if _, err := p.discover(ctx, t.At); err != nil { // sets the address of the keys
-		return err
-	}
-	_, err := p.keys.VerifySignature(ctx, t.Token)
-	switch {
-	case errors.Is(err, broker.ErrUnavailable):
-		return err
-	case err != nil:
-		return k.fail(CauseSignature, "is not signed with a key that its provider publishes")
-	}
-	return nil
-}
-
 // delegation returns what a verified token proves.
-func (p *provider) delegation(k subjectKind, c *subjectClaims, t *broker.SubjectToken) (*broker.Delegation, error) {
-	person, err := p.subject(c, t.At)
-	if err != nil {
-		return nil, k.fail(CauseClaims, "has claims about the person that the broker cannot use: "+err.Error())
-	}
-	d := &broker.Delegation{
-		Subject: broker.Identity{
-			ID: p.cfg.Name + "/" + c.subject, Kind: broker.KindPerson, Person: person,
-			Proof: broker.Proof{Method: k.method, SHA256: sha256.Sum256([]byte(t.Token)), Expires: c.expires},
-		},
-		Scopes: c.scopes,
-		MayAct: []string{t.Actor.ID},
-	}
+func (p *provider) delegation(k subjectKind, c *subjectClaims, who broker.Identity, t *broker.SubjectToken) (d *broker.Delegation, err error) {
+	d = &broker.Delegation{Subject: who, Scopes: c.scopes, MayAct: []string{t.Actor.ID}}
 	if k.method == broker.MethodIDJAG {
 		d.ID, d.IDUntil = c.issuer+" "+c.id, c.expires.Add(iatLeeway)
 	}
 	d.Resource, err = p.resource(k, c, t)
 	return d, err
-}
-
-// subject returns the person of a token. Claims are those of a login, without UserInfo. Facts
-// that a token does not state are not denied by it: the last known end of the person counts.
-func (p *provider) subject(c *subjectClaims, now time.Time) (*broker.Person, error) {
-	groups, present, err := c.groups(p.cfg.GroupsClaim)
-	switch {
-	case err != nil:
-		return nil, err
-	case !present && !p.cfg.Delegation.GroupsElsewhere:
-		// A forbid on a group must not depend on what a token leaves out.
-		return nil, errors.New("the claim \"" + p.cfg.GroupsClaim + "\" is missing: let the provider put it into the token, or provision the groups")
-	}
-	person, err := p.person(c.subject, c.personClaims, slices.Clone(groups), now)
-	if err != nil {
-		return nil, err
-	}
-	person.StatesEnd = p.cfg.EndsClaim != "" && c.raw[p.cfg.EndsClaim] != nil
-	return person, nil
 }
 
 // resource returns the only resource that the caller may use the token for; empty: any. A

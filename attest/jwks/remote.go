@@ -63,6 +63,16 @@ func (r *Remote) Reset() {
 	r.last.Store(&fetched{})
 }
 
+// A Generation identifies the keys of one fetch. The zero value identifies none.
+type Generation struct{ keys *fetched }
+
+// Generation returns the generation of the keys that Verify uses first; ok is false if it
+// would fetch others. What these keys verified counts as verified until then.
+func (r *Remote) Generation() (g Generation, ok bool) {
+	f := r.last.Load()
+	return Generation{f}, time.Since(f.read) < Fresh
+}
+
 // Verify returns an error unless a current key verifies the token. If none does, it
 // fetches the keys again (OpenID Connect Core 1.0, section 10.1.1).
 func (r *Remote) Verify(ctx context.Context, signed *Signed) error {

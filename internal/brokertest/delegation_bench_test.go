@@ -3,7 +3,6 @@ package brokertest
 import (
 	"fmt"
 	"net/url"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,32 +14,22 @@ import (
 // twice, with one for the caller itself, in alternating rounds: a reserved access token, which
 // serves many exchanges, and an ID-JAG, which serves one.
 func BenchmarkDelegatedToken(b *testing.B) {
-	const rounds = 5
 	for _, kind := range []string{api.TokenTypeAccessToken, api.TokenTypeIDJAG} {
 		_, name, _ := strings.Cut(kind, "token-type:")
 		b.Run(name, func(b *testing.B) {
-			n := max(b.N/rounds/2, benchClients)
+			n := max(b.N/benchRounds/2, benchClients)
 			d := newDelegating(b)
 			clients := d.connect(b, false)
 			plain := d.delegatedAsks(b, benchClients, "")
 			run(b, clients, plain, benchTokens) // the broker remembers the SVIDs from now on
-			var ratios []float64
-			for range rounds {
+			compareRounds(b, "delegated/plain", func() { run(b, clients, plain, n) }, func() func() {
 				count := benchClients
 				if kind == api.TokenTypeIDJAG {
 					count = n
 				}
 				delegated := d.delegatedAsks(b, count, kind)
-				start := time.Now()
-				run(b, clients, plain, n)
-				alone := time.Since(start)
-				start = time.Now()
-				run(b, clients, delegated, n)
-				ratios = append(ratios, alone.Seconds()/time.Since(start).Seconds())
-			}
-			slices.Sort(ratios)
-			b.ReportMetric(ratios[rounds/2], "delegated/plain")
-			b.Logf("a delegated exchange reaches %.2f of the rate of a plain one (target 0.70 or more); rounds %.2f", ratios[rounds/2], ratios)
+				return func() { run(b, clients, delegated, n) }
+			})
 		})
 	}
 }

@@ -41,9 +41,9 @@ func (e *Engine) Decide(_ context.Context, q broker.Query, now time.Time) (broke
 func (e *Engine) decideOne(q broker.Query, now time.Time) (broker.Decision, error) {
 	key, remember := e.rememberable(&q)
 	if remember && e.governed(key.principal) {
-		// The contract and the ceiling are not part of what is remembered.
-		if reason := e.outside(&q, key.principal, now); reason != "" {
-			return broker.Decision{Revision: e.revision, Reasons: []string{reason}}, nil
+		// The contract, the ceiling and the end are not part of what is remembered.
+		if denied, outside := e.deniedOutside(&q, key.principal, now); outside {
+			return denied, nil
 		}
 	}
 	if remember {
@@ -73,8 +73,7 @@ func (e *Engine) decide(q broker.Query, now time.Time) (broker.Decision, error) 
 	if err != nil {
 		return denied, fmt.Errorf("evaluating action %q: %w", q.Action, err)
 	}
-	if reason := e.outside(&q, ev.who, now); reason != "" {
-		denied.Reasons, denied.Lasting = []string{reason}, q.Principal.Kind == broker.KindPerson && e.personEnded(&q.Principal, now) != ""
+	if denied, outside := e.deniedOutside(&q, ev.who, now); outside {
 		return denied, nil
 	}
 	if ev.member == nil {

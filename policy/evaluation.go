@@ -123,6 +123,9 @@ func (ev *evaluation) asMember() *evaluation {
 // it since the caller proved its identity.
 func (e *Engine) newPrincipal(who broker.Identity) (*principal, error) {
 	p := &principal{who: who}
+	if who.Person != nil { // what is remembered belongs to the engine
+		p.who.Person = &broker.Person{Provider: who.Person.Provider, Groups: slices.Clone(who.Person.Groups)}
+	}
 	kind := principalType(who.Kind)
 	if kind == "" || who.ID == "" {
 		return nil, fmt.Errorf("no policy applies to a caller of kind %q", who.Kind)

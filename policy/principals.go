@@ -9,18 +9,20 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// maxPrincipals is how many workloads an engine remembers, usually in about 3 MB.
+// maxPrincipals is how many identities an engine remembers, usually in about 3 MB.
 //
 // A trust domain can make up identities of 2 KiB with 1,000 segments, each of which
-// becomes an entity. An engine forgets those that exceed maxUIDs or maxID, so that the
-// others, and those that remembered decisions hold, take at most about 5 KB each.
+// becomes an entity, and a provider can claim 256 groups of 256 bytes. An engine forgets
+// those that exceed maxUIDs, maxID or maxClaimed, so that the others, and those that
+// remembered decisions hold, take at most about 7 KB each.
 const (
 	maxPrincipals = 2048
 	maxUIDs       = 32
-	maxID         = 512 // bytes
+	maxID         = 512     // bytes
+	maxClaimed    = 2 << 10 // bytes of a person's claimed groups
 )
 
-// principals remembers workloads in Cedar's types. A busy workload asks again and
+// principals remembers workloads and people in Cedar's types. A busy caller asks again and
 // again, and converting it takes longer than evaluating most policies. An engine
 // never changes, so an entry is valid for as long as its engine. It is safe for
 // concurrent use.
@@ -44,11 +46,20 @@ type principal struct {
 func (p *principal) isFor(who *broker.Identity) bool {
 	return p.who.ID == who.ID && p.who.Kind == who.Kind && p.who.Team == who.Team && slices.Equal(p.who.Accountable, who.Accountable) &&
 		p.who.Purpose == who.Purpose && p.who.Model == who.Model && p.who.Ceiling == who.Ceiling && p.who.Ends.Equal(who.Ends) &&
-		p.who.TrustDomain == who.TrustDomain && slices.Equal(p.who.Paths, who.Paths) && slices.Equal(p.who.Suppliers, who.Suppliers)
+		p.who.TrustDomain == who.TrustDomain && slices.Equal(p.who.Paths, who.Paths) && slices.Equal(p.who.Suppliers, who.Suppliers) &&
+		sameClaims(p.who.Person, who.Person)
 }
 
-// find returns the principal of a workload, or nil. It never has one of a person,
-// whose groups may change with each login.
+// sameClaims reports whether policies see the same of two people with one ID: their groups,
+// which may change with each login and each token, belong to the provider.
+func sameClaims(a, b *broker.Person) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Provider == b.Provider && slices.Equal(a.Groups, b.Groups)
+}
+
+// find returns the principal of a workload or a person, or nil.
 func (l *principals) find(who *broker.Identity) *principal {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -58,13 +69,13 @@ func (l *principals) find(who *broker.Identity) *principal {
 	return nil
 }
 
-// keep remembers a principal. A full list starts again: workloads that still call
+// keep remembers a principal. A full list starts again: those that still call
 // return at the cost of one conversion each.
 func (l *principals) keep(p *principal) {
-	if p.who.Kind != broker.KindWorkload && p.who.Kind != broker.KindAgent || p.who.Person != nil {
+	if k := p.who.Kind; k != broker.KindWorkload && k != broker.KindAgent && k != broker.KindPerson {
 		return
 	}
-	if len(p.uids) > maxUIDs || len(p.who.ID) > maxID {
+	if len(p.uids) > maxUIDs || len(p.who.ID) > maxID || claimedSize(p.who.Person) > maxClaimed {
 		return
 	}
 	l.mu.Lock()
@@ -73,4 +84,16 @@ func (l *principals) keep(p *principal) {
 		l.byID = map[string]*principal{}
 	}
 	l.byID[p.who.ID] = p
+}
+
+// claimedSize returns the bytes of a person's groups.
+func claimedSize(p *broker.Person) (size int) {
+	if p == nil {
+		return 0
+	}
+	const header = 16
+	for _, group := range p.Groups {
+		size += header + len(group)
+	}
+	return size
 }

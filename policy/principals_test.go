@@ -18,7 +18,7 @@ func TestPrincipalIsForgottenWhenLabelsDiffer(t *testing.T) {
 	t.Parallel()
 	notSeen := map[string]string{
 		"Proof":    "policies do not see proofs",
-		"Person":   "people are not remembered",
+		"Person":   "TestPersonIsForgottenWhenClaimsDiffer",
 		"Accounts": "accounts are those of people",
 		"Also":     "further proofs of the same identity, which policies do not see",
 	}
@@ -74,8 +74,66 @@ func TestPrincipalsAreBounded(t *testing.T) {
 	if len(list.byID) != 0 {
 		t.Error("a principal that takes much memory is remembered")
 	}
-	list.keep(&principal{who: broker.Identity{ID: "login/ana", Kind: broker.KindPerson}})
+	list.keep(&principal{who: broker.Identity{ID: "login/ana", Kind: broker.KindPerson, Person: &broker.Person{Groups: make([]string, maxClaimed/16+1)}}})
 	if len(list.byID) != 0 {
-		t.Error("a person is remembered")
+		t.Error("a person with many groups is remembered")
+	}
+	list.keep(&principal{who: broker.Identity{ID: "root", Kind: broker.KindOperator}})
+	if len(list.byID) != 0 {
+		t.Error("an operator is remembered")
+	}
+}
+
+// A person with other claims than the remembered ones must never be evaluated as that one. A
+// new field of Person has to be compared, or listed here with a reason.
+func TestPersonIsForgottenWhenClaimsDiffer(t *testing.T) {
+	t.Parallel()
+	notSeen := map[string]string{
+		"Manager":       "package broker finds the approver",
+		"Sponsor":       "package broker notifies the sponsor",
+		"Ends":          "package broker checks it with the other facts about the person",
+		"StatesEnd":     "as Ends",
+		"Claimed":       "policies do not see when something was claimed",
+		"Login":         "as Claimed",
+		"Name":          "for display",
+		"Email":         "for display",
+		"EmailVerified": "as Email",
+		"Directory":     "where Groups come from",
+	}
+	who := broker.Identity{ID: "login/ana", Kind: broker.KindPerson, Person: &broker.Person{Provider: "login", Groups: []string{"dba"}}}
+	var list principals
+	list.keep(&principal{who: who})
+	renewed := who
+	renewed.Person = &broker.Person{Provider: "login", Groups: []string{"dba"}, Claimed: time.Unix(1, 0), Name: "Ana"}
+	if list.find(&renewed) == nil {
+		t.Fatal("the person is not remembered")
+	}
+	compared := 0
+	fields := reflect.TypeOf(broker.Person{})
+	for i := range fields.NumField() {
+		name := fields.Field(i).Name
+		if notSeen[name] != "" {
+			continue
+		}
+		compared++
+		changed := *who.Person
+		switch f := reflect.ValueOf(&changed).Elem().Field(i); f.Kind() {
+		case reflect.String:
+			f.SetString(f.String() + "x")
+		case reflect.Slice:
+			f.Set(reflect.ValueOf([]string{"dba", "oncall"}))
+		default:
+			t.Fatalf("the field %s of a person is neither a string nor a list: extend the test", name)
+		}
+		other := who
+		other.Person = &changed
+		if list.find(&other) != nil {
+			t.Errorf("a person with another %s is taken for the remembered one", name)
+		}
+	}
+	none := who
+	none.Person = nil
+	if list.find(&none) != nil || compared != 2 {
+		t.Errorf("a person without claims is taken for the remembered one, or %d fields were compared, want 2", compared)
 	}
 }

@@ -11,8 +11,8 @@ import (
 
 // A decision follows from the policies, the principal, the resource and those values of
 // the context that some policy reads. An engine never changes, so it remembers decisions
-// on requests of workloads by what they follow from: a workload that fetches a token
-// every few minutes is usually decided on once. Requests whose time, address, texts or
+// on requests by what they follow from: a workload that fetches a token every few minutes,
+// for itself or on behalf of a person, is usually decided on once. Requests whose time, address, texts or
 // parameters a policy reads are always decided on anew.
 
 // maxDecisions is how many decisions an engine remembers, usually in about 2 MB. A

@@ -179,3 +179,55 @@ func TestLargeDecisionIsNotRemembered(t *testing.T) {
 		}
 	}
 }
+
+// The decision on the subject of a delegation is remembered too, until the person's groups, the
+// person's end or the actor make another one.
+func TestDecisionOnPersonIsRemembered(t *testing.T) {
+	t.Parallel()
+	ends := rememberNow.Truncate(24 * time.Hour)
+	e, err := Load(Inputs{
+		FS: fstest.MapFS{
+			"all.cedar": {Data: []byte(`
+@id("dba") permit (principal in Group::"dba", action == Action::"request", resource);
+@id("no-interns") forbid (principal, action == Action::"request", resource) when { context has actor && context.actor.id == "spiffe://acme.test/agent/intern" };`)},
+			"groups.yaml": {Data: []byte("dba: {claims: [{provider: login, group: DB}]}\n")},
+			"people.yaml": {Data: []byte("login/kim: {ends: " + ends.Format(time.DateOnly) + "}\n")},
+		},
+		HomeDomain: "acme.test", TrustDomains: []string{"acme.test"}, Providers: []string{"login"},
+		Catalogue: broker.Catalogue{"tickets-api": {Name: "tickets-api", Issuer: "tickets", Scopes: []string{"tickets:read"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	on := func(id, actor string, at time.Time, groups ...string) broker.Decision {
+		q := rememberQuery()
+		q.Principal = broker.Identity{ID: id, Kind: broker.KindPerson, Person: &broker.Person{Provider: "login", Groups: groups, Claimed: at}}
+		q.Actor = delegate("spiffe://acme.test/agent/" + actor)
+		got, err := e.Decide(t.Context(), q, at)
+		want, wantErr := e.decide(q, at)
+		if err != nil || wantErr != nil || !reflect.DeepEqual(got, want) {
+			t.Fatalf("%s by %s: got %+v, %v, want %+v, %v", id, actor, got, err, want, wantErr)
+		}
+		return got
+	}
+	for range 3 {
+		if !on("login/ana", "triage", rememberNow, "DB").Permit || !on("login/kim", "triage", rememberNow, "DB").Permit {
+			t.Fatal("got a denial")
+		}
+	}
+	if n := len(e.decisions.list); n != 2 {
+		t.Errorf("got %d remembered decisions, want 2", n)
+	}
+	if on("login/ana", "triage", rememberNow, "other").Permit || on("login/ana", "triage", rememberNow).Permit {
+		t.Error("a person who has left the group is permitted")
+	}
+	if on("login/ana", "intern", rememberNow, "DB").Permit {
+		t.Error("another actor is permitted")
+	}
+	if d := on("login/kim", "triage", rememberNow.Add(24*time.Hour), "DB"); d.Permit || !d.Lasting {
+		t.Errorf("after the person's end: got %+v", d)
+	}
+	if !on("login/ana", "triage", rememberNow.Add(24*time.Hour), "DB").Permit {
+		t.Error("the other person is denied")
+	}
+}

@@ -45,6 +45,16 @@ func (e *Engine) outside(q *broker.Query, p *principal, now time.Time) string {
 	return ""
 }
 
+// deniedOutside returns the denial of a query for which no policy may permit anything.
+func (e *Engine) deniedOutside(q *broker.Query, p *principal, now time.Time) (denied broker.Decision, outside bool) {
+	reason := e.outside(q, p, now)
+	if reason == "" {
+		return denied, false
+	}
+	lasting := q.Principal.Kind == broker.KindPerson && e.personEnded(&q.Principal, now) != ""
+	return broker.Decision{Revision: e.revision, Reasons: []string{reason}, Lasting: lasting}, true
+}
+
 // personEnded returns the reason if people.yaml ends the person, with any account.
 func (e *Engine) personEnded(who *broker.Identity, now time.Time) string {
 	if len(e.people) == 0 {
@@ -58,10 +68,10 @@ func (e *Engine) personEnded(who *broker.Identity, now time.Time) string {
 	return ""
 }
 
-// governed reports whether the contract of a supplier or the end of a mark bounds the
-// principal, so that decisions depend on the time.
+// governed reports whether the contract of a supplier, the end of a mark or that of a person
+// bounds the principal, so that decisions depend on the time.
 func (e *Engine) governed(p *principal) bool {
-	return len(p.suppliers) > 0 || e.governs && p.federated || !p.who.Ends.IsZero()
+	return len(p.suppliers) > 0 || e.governs && p.federated || !p.who.Ends.IsZero() || p.who.Kind == broker.KindPerson && len(e.people) > 0
 }
 
 func laterOf(a, b time.Time) time.Time {

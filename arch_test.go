@@ -27,7 +27,7 @@ var ours = map[string][]string{
 	"agent":                     {"api"},
 	"agent/pipeline":            {"agent/tokensource", "internal/visible"},
 	"agent/tokensource":         {},
-	"egress":                    {"agent", "api", "egress/scrub", "internal/outbound"},
+	"egress":                    {"agent", "api", "broker", "egress/scrub", "internal/outbound"}, // broker: the operator's rules
 	"egress/forward":            {"egress"},
 	"audit":                     {"internal/strictjson"},
 	"audit/verify":              {"audit", "internal/strictjson"},
@@ -58,7 +58,7 @@ var ours = map[string][]string{
 	"signals/signalstest":       {},
 	"store":                     {"broker", "broker/activity", "broker/evidence", "broker/inventory", "audit"},
 	"scim":                      {"broker", "broker/directory", "internal/strictjson"},
-	"server":                    {"api", "attest/dpop", "audit", "broker", "broker/activity", "broker/evidence", "broker/inventory", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui", "broker/supplier", "broker/signal", "broker/membership", "broker/campaign"},
+	"server":                    {"api", "egress", "attest/dpop", "audit", "broker", "broker/activity", "broker/evidence", "broker/inventory", "broker/session", "internal/strictjson", "server/inbound", "server/plot", "server/ui", "broker/supplier", "broker/signal", "broker/membership", "broker/campaign"},
 	"tickets/ticketstest":       {},
 	"verify":                    {}, // services outside the broker use it
 	"tickets":                   {"broker", "internal/outbound", "internal/retryafter"},
@@ -69,7 +69,7 @@ var ours = map[string][]string{
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
-	"internal/config":           {"internal/strictyaml", "scim", "broker/directory", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "internal/outbound", "signals", "broker", "audit", "store", "issuers/ldap", "issuers/scim", "broker/membership"}, // store parses its own URL
+	"internal/config":           {"api", "egress", "internal/strictyaml", "scim", "broker/directory", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "internal/outbound", "signals", "broker", "audit", "store", "issuers/ldap", "issuers/scim", "broker/membership"}, // store parses its own URL
 	"internal/handoff":          {"api"},
 	"internal/outbound":         {},
 	"internal/retryafter":       {},

@@ -80,6 +80,7 @@ type Entitlement struct {
 	Shares        string       // the unit that revocation ends as a whole, for example all sessions of a role; empty: a single credential
 	Spec          any          // compiled by its issuer; opaque to all others
 	Effect        audit.Digest // of the compiled effect
+	Egress        *Egress      `json:",omitempty"` // how an edge may use its credential; nil: in no calls
 }
 
 // A Group is a group of groups.yaml: who approves, and who is notified.

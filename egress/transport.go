@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,12 +16,14 @@ import (
 	"accessbroker.internal/api"
 )
 
-// Credentials supplies the credential of an entitlement. It does not wait for approval:
-// its error is an *agent.PendingError while a request is pending. Holds reports whether a
-// credential is at hand.
+// Credentials supplies credentials. *agent.Keeper implements it.
 type Credentials interface {
+	// Credential returns the credential of an entitlement. It does not wait for approval:
+	// the error is an *agent.PendingError while a request is pending.
 	Credential(ctx context.Context, entitlement string) (*api.Credential, error)
-	Holds(entitlement string) bool
+
+	// Held returns the credentials that were obtained and may still work.
+	Held() []*api.Credential
 }
 
 // A Transport makes calls under rules. It is an http.RoundTripper that follows no
@@ -59,7 +62,7 @@ func (t *Transport) do(r *http.Request, entitlement string) (*http.Response, *Re
 	c, refusal := callOf(r, entitlement)
 	var target Target
 	if refusal == nil {
-		target, refusal = t.Policy().match(c, t.Credentials.Holds)
+		target, refusal = t.Policy().match(c, t.holds)
 	}
 	if refusal != nil {
 		t.count(Outcome{Entitlement: entitlement, Outcome: OutcomeRefused, Code: refusal.Code})
@@ -73,6 +76,11 @@ func (t *Transport) do(r *http.Request, entitlement string) (*http.Response, *Re
 		return nil, refusal
 	}
 	return resp, nil
+}
+
+// holds reports whether a credential of the entitlement is at hand.
+func (t *Transport) holds(entitlement string) bool {
+	return slices.ContainsFunc(t.Credentials.Held(), func(c *api.Credential) bool { return c.Entitlement == entitlement })
 }
 
 func (t *Transport) count(o Outcome) {

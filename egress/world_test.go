@@ -78,7 +78,7 @@ func (c credentials) Credential(_ context.Context, entitlement string) (*api.Cre
 	return &api.Credential{Lease: "lse_" + entitlement, Entitlement: entitlement, Type: "bearer", Secret: api.Secret(c), ExpiresAt: time.Now().Add(time.Hour)}, nil
 }
 
-func (credentials) Holds(string) bool { return false }
+func (credentials) Held() []*api.Credential { return nil }
 
 // Announce implements egress.Meter.
 func (w *world) Announce(_ context.Context, lease string, c egress.Call) error {

@@ -9,6 +9,7 @@ import (
 	"accessbroker.internal/api"
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/egress"
 )
 
 // Wire names of the states.
@@ -282,7 +283,7 @@ func toOffer(o broker.Offer) api.Offer {
 		decision := toDecision(o.Decision)
 		out.Decision, out.NeedsDetails = &decision, o.NeedsDetails
 	}
-	out.DetailTypes = detailSchemas(e)
+	out.DetailTypes, out.Egress = detailSchemas(e), egress.RulesOf(e.Egress)
 	return out
 }
 

@@ -75,6 +75,7 @@ func (c *checker) entitlement(key, name string, f entitlementFile) *broker.Entit
 			c.report(fmt.Sprintf("%s/default_scopes/%d", key, i), "%q is not one of the scopes", s)
 		}
 	}
+	e.Egress = c.egress(key+"/egress", f.Egress, issuer, e)
 	e.Parameters = c.parameters(key+"/parameters", f.Parameters)
 	if issuer.hasKind() && !slices.ContainsFunc([]string{"/scopes", "/parameters", "/vault", "/aws", "/scim", "/ldap"}, func(part string) bool { return c.d.isRejected(key + part) }) {
 		c.spec(key, issuer, f, e)
@@ -237,6 +238,9 @@ func (c *checker) spec(key string, issuer Issuer, f entitlementFile, e *broker.E
 		effect.String("kind", "aws").Hex("spec", spec.Digest())
 	case issuer.Joins():
 		c.membershipSpec(key, issuer, f, e, effect)
+	}
+	if e.Egress != nil {
+		effect.Hex("egress", e.Egress.Digest())
 	}
 	e.Effect = audit.HashObject("accessbroker/effect/v1", effect)
 }

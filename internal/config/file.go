@@ -251,6 +251,7 @@ type entitlementFile struct {
 	AWS           *awsSpecFile             `yaml:"aws"`
 	SCIM          *scimSpecFile            `yaml:"scim"`
 	LDAP          *ldapSpecFile            `yaml:"ldap"`
+	Egress        *egressFile              `yaml:"egress"`
 
 	Details map[string]detailTypeFile `yaml:"authorization_details"` // by type
 }

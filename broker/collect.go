@@ -306,8 +306,12 @@ func (c *collection) lease() (*Lease, error) {
 		expires = until
 	}
 	expires = earlier(expires, c.footing.until)
+	id := LeaseID(c.request.ID) // so that the store can keep both in one row
+	if !c.new {
+		id = NewLeaseID(c.caller.At)
+	}
 	l := &Lease{
-		ID: NewLeaseID(c.caller.At), Request: c.request.ID, Status: LeaseIssuing,
+		ID: id, Request: c.request.ID, Status: LeaseIssuing,
 		Holder: c.caller.Subject.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,
 		Scopes: c.request.Scopes, Parameters: c.request.Parameters, Details: c.request.Details,
 		Opened: c.caller.At, Revocation: c.e.Revocation, Persists: c.e.Persists,

@@ -49,6 +49,11 @@ type Tx interface {
 	// Put inserts or replaces the row. It is buffered. To replace a request or a
 	// lease, name its key in reads: its list of records is taken from the row
 	// that is replaced (see RecordID).
+	//
+	// A lease that is opened in the Update that files its request has the same bytes as
+	// its ID. A Store can keep the two together: most requests are collected once, and
+	// nothing happens to the lease before it expires. So put such a request just before
+	// its lease.
 	Put(Row)
 
 	// Append adds a record to the log. It is buffered. The store sets the

@@ -61,6 +61,9 @@
 // them (rows.go, row_encoding.go, field_encoding.go). A request and a lease list
 // the records about them (records.go).
 //
+// A request that is collected in the call that files it has one row for itself and its
+// lease, until one of them changes (carried.go).
+//
 // The leases whose credentials may work are also kept in memory (holdings.go), as a
 // copy of the tables live and lingering that follows every commit. Counts for gauges,
 // the live leases of a holder and the expired rows that Sweep deletes are found
@@ -76,15 +79,18 @@
 //
 // # Where the bytes of an issuance are
 //
-// An issuance of one of the broker's own tokens takes about 1,750 bytes, as
+// An issuance of one of the broker's own tokens takes about 1,510 bytes, as
 // BenchmarkDisk in internal/brokertest measures:
 //
 //	the record's leaf        898   a contract: canonical JSON, hashed into the tree
 //	the record's hashes       64   of two tree nodes on average
 //	the request's row        370   requester, decision, three digests, times
-//	the lease's row          156   holder, scopes, times, how it ends
-//	its row in live           75   while the credential works; the sweep deletes it
-//	pages                    190   keys, headers and free space of SQLite's B-trees
+//	its lease                 29   in the same row: what does not follow from the request
+//	pages                    146   keys, headers and free space of SQLite's B-trees
+//
+// A credential of another system, a lease of more than an hour, a renewal and a lease that
+// was ended have a row of their own, of about 170 bytes, and one in live (85 bytes) or
+// lingering while the credential works.
 //
 // The rows repeat some of what the leaf says, because the leaf may be large, is
 // only ever read to be verified, and its free texts can be erased. A workload's

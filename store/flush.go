@@ -14,6 +14,9 @@ import (
 
 // flush writes the group: the head, its rows, and its records.
 func (g *group) flush(ctx context.Context) error {
+	if err := g.settle(); err != nil {
+		return err
+	}
 	g.seal()
 	// The head first: if another writer moved it, everything that this group has
 	// read from memory is out of date, and nothing may be written.
@@ -113,12 +116,25 @@ func (g *group) writeRows(ctx context.Context) error {
 }
 
 func (g *group) writeRow(ctx context.Context, r *row) error {
+	switch {
+	case r.carried:
+		_, err := g.kindID(ctx, r.index.kind) // memory counts by it
+		return err
+	case r.lease != nil:
+		if err := g.w.exec(ctx, insertCarrying, r.id, r.body, r.lease); err != nil {
+			return err
+		}
+		return g.writeRests(ctx, r)
+	}
 	g.w.scratch.args = append(append(g.w.scratch.args[:0], r.id, r.body), r.extra...)
 	if err := g.w.exec(ctx, upserts[r.table], g.w.scratch.args...); err != nil {
 		return err
 	}
 	switch r.table {
 	case leases:
+		if err := g.w.exec(ctx, unloadLease, r.id); err != nil {
+			return err
+		}
 		return g.writeLeaseIndex(ctx, r)
 	case requests:
 		return g.writeRests(ctx, r)
@@ -162,19 +178,19 @@ func (g *group) writeIndexRow(ctx context.Context, upsert string, r *row, until 
 }
 
 // kindID returns the number of a kind of lease, and assigns one to a new kind.
-func (g *group) kindID(ctx context.Context, k leaseKind) (int64, error) {
+func (g *group) kindID(ctx context.Context, k leaseKind) (int32, error) {
 	if id, ok := g.w.kinds[k]; ok {
 		return id, nil
 	}
 	if id, ok := g.newKinds[k]; ok {
 		return id, nil
 	}
-	id := int64(len(g.w.kinds) + len(g.newKinds) + 1)
+	id := int32(len(g.w.kinds) + len(g.newKinds) + 1)
 	if err := g.w.exec(ctx, "INSERT INTO kinds (id, entitlement, issuer) VALUES (?, ?, ?)", id, k.entitlement, k.issuer); err != nil {
 		return 0, err
 	}
 	if g.newKinds == nil {
-		g.newKinds = map[leaseKind]int64{}
+		g.newKinds = map[leaseKind]int32{}
 	}
 	g.newKinds[k] = id
 	return id, nil

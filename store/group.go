@@ -148,9 +148,10 @@ func (s *Store) attempt(group []*member) (err error) {
 type group struct {
 	s       *Store
 	w       *writer
-	fetched map[broker.Key][]byte // bodies in the database; nil if there is no such row
-	rows    map[broker.Key]*row   // rows put by members that succeeded, in the writer's scratch
-	order   []*row                // the same rows, in the order in which they were first put
+	fetched map[broker.Key][]byte       // bodies in the database; nil if there is no such row
+	carried map[broker.LeaseID]carrying // of the requests and leases that were fetched
+	rows    map[broker.Key]*row         // rows put by members that succeeded, in the writer's scratch
+	order   []*row                      // the same rows, in the order in which they were first put
 	entries []*audit.Entry
 	nodes   [][]tlog.Hash // for each entry, the tree nodes that it completes
 	members int           // that succeeded
@@ -163,7 +164,7 @@ type group struct {
 	tree          *audit.Tree
 	blocksVersion int64
 	newBlocks     map[broker.BlockKey][]byte
-	newKinds      map[leaseKind]int64
+	newKinds      map[leaseKind]int32
 }
 
 func newGroup(s *Store) *group {
@@ -243,7 +244,7 @@ func (g *group) fetch(ctx context.Context, t table, ids []any) error {
 		for len(chunk) < n {
 			chunk = append(chunk, nil) // NULL equals no id
 		}
-		query, err := g.w.prepared(ctx, t.selectIn(n))
+		query, err := g.w.prepared(ctx, t.fetchIn(n))
 		if err != nil {
 			return err
 		}
@@ -261,15 +262,19 @@ func (g *group) scan(ctx context.Context, t table, query *sql.Stmt, ids []any) (
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
-		var id, body []byte
-		if err := rows.Scan(&id, &body); err != nil {
+		var id, body, lease []byte
+		dest := []any{&id, &body, &lease}
+		if t != requests && t != leases {
+			dest = dest[:2]
+		}
+		if err := rows.Scan(dest...); err != nil {
 			return err
 		}
 		key, err := t.key(id)
 		if err != nil {
 			return err
 		}
-		g.fetched[key] = body
+		g.fetched[key] = g.fetchCarried(key, body, lease)
 	}
 	return rows.Err()
 }

@@ -30,7 +30,7 @@ type holdings struct {
 	loading chan struct{} // closed when the load ends; nil: none
 	behind  []holding     // changes that were committed since the load began
 	tables  [2]leaseSet   // by liveTable and lingeringTable
-	kinds   map[int64]leaseKind
+	kinds   map[int32]leaseKind
 	stuck   map[broker.LeaseID]int64 // when the leases whose revocation fails become stuck
 }
 
@@ -61,7 +61,7 @@ func (h *holdings) follow(g *group) {
 	for _, r := range g.order {
 		if r.table == leases {
 			x := &r.index
-			h.changes = append(h.changes, holding{held{id: r.key.(broker.LeaseID), request: requestHash(x.request), kind: g.w.kinds[x.kind]}, h.hash(x.holder), x})
+			h.changes = append(h.changes, holding{held{id: r.key.(broker.LeaseID), request: requestHash(x.request), kind: g.w.kinds[x.kind], carried: r.carried}, h.hash(x.holder), x})
 		}
 	}
 	if len(h.changes) == 0 {
@@ -177,13 +177,16 @@ func (s *Store) fillHoldings(ctx context.Context, h *holdings) (err error) {
 		return unavailable("loading the live leases", err)
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	h.kinds, h.stuck = map[int64]leaseKind{}, map[broker.LeaseID]int64{}
-	err = eachKind(ctx, db, func(id int64, k leaseKind) { h.kinds[id] = k })
+	h.kinds, h.stuck = map[int32]leaseKind{}, map[broker.LeaseID]int64{}
+	err = eachKind(ctx, db, func(id int32, k leaseKind) { h.kinds[id] = k })
 	for t := range h.tables {
 		err = errors.Join(err, h.fill(ctx, db, t))
 	}
 	if err == nil {
 		err = h.fillStuck(ctx, db)
+	}
+	if err == nil {
+		err = h.fillCarried(ctx, db)
 	}
 	if err != nil {
 		return unavailable("loading the live leases", err)
@@ -229,9 +232,11 @@ func (s *leaseSet) read(ctx context.Context, db *sql.DB, from string, bound []by
 		var e held
 		var ok, too bool
 		e.until, ok = until.(int64)
-		if e.kind, too = kind.(int64); !ok || !too || len(texts) < ids {
+		var number int64
+		if number, too = kind.(int64); !ok || !too || len(texts) < ids {
 			return errBody
 		}
+		e.kind = int32(number)
 		e.id, e.request = broker.LeaseID(texts[:len(e.id)]), requestHash(broker.RequestID(texts[len(e.id):ids]))
 		s.put(e, maphash.Bytes(seed, texts[ids:]))
 		return nil
@@ -271,16 +276,22 @@ func stuckFrom(l *broker.Lease) int64 {
 	return ceilMillis(l.EndAsked.Add(broker.StuckAfter))
 }
 
-// expired returns up to limit leases of a table that have ended by time.
-func (h *holdings) expired(table int, now int64, limit int) (ids []broker.LeaseID) {
+// expired returns up to limit leases of a table that have ended by time, and up to limit
+// that were carried and so have no row there.
+func (h *holdings) expired(table int, now int64, limit int) (ids, carried []broker.LeaseID) {
 	for e := range h.tables[table].all() {
-		if e.until <= now {
-			if ids = append(ids, e.id); len(ids) == limit {
-				break
-			}
+		switch {
+		case e.until > now:
+		case e.carried:
+			carried = append(carried, e.id)
+		default:
+			ids = append(ids, e.id)
+		}
+		if len(ids) == limit || len(carried) == limit {
+			break
 		}
 	}
-	return ids
+	return ids, carried
 }
 
 // drop removes leases that have ended by time.
@@ -299,8 +310,7 @@ func (h *holdings) drop(table int, ids []broker.LeaseID, now int64) {
 // inMemory reports whether a query is answered from memory: all that it selects by
 // must be there, and reading the table in its order must not be faster.
 func inMemory(q *broker.LeaseQuery) bool {
-	return (q.Live || q.Outliving) && !q.Due && q.Under == "" && q.TrustDomain == "" &&
-		(q.Holder != "" || q.Entitlement != "" || q.Issuer != "" || !q.Request.IsZero())
+	return (q.Live || q.Outliving) && !q.Due && q.Under == "" && q.TrustDomain == ""
 }
 
 // candidates returns up to n leases that a query may select, the newest first.
@@ -309,9 +319,9 @@ func (h *holdings) candidates(q *broker.LeaseQuery, n int) (ids []broker.LeaseID
 	if q.Outliving {
 		table = lingeringTable
 	}
-	var kinds map[int64]bool // nil: all
+	var kinds map[int32]bool // nil: all
 	if q.Entitlement != "" || q.Issuer != "" {
-		kinds = map[int64]bool{}
+		kinds = map[int32]bool{}
 		for id, k := range h.kinds {
 			kinds[id] = (q.Entitlement == "" || k.entitlement == q.Entitlement) && (q.Issuer == "" || k.issuer == q.Issuer)
 		}
@@ -345,7 +355,10 @@ func (v *viewTx) leases(ids []broker.LeaseID) (map[broker.LeaseID]*broker.Lease,
 	for i := range ids {
 		args[i] = ids[i][:]
 	}
-	rows, err := all[*broker.Lease](v, leases, leases.selectIn(len(ids)), args...)
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	rows, err := listLeases(v.ctx, v.tx, leases.selectIn(len(ids)), args...)
 	byID := make(map[broker.LeaseID]*broker.Lease, len(rows))
 	for _, l := range rows {
 		byID[l.ID] = l
@@ -385,7 +398,7 @@ func (v *viewTx) held(q broker.LeaseQuery) (page []*broker.Lease, next broker.Le
 // CountActive counts the leases that are live at now, for a gauge.
 func (s *Store) CountActive(ctx context.Context, now time.Time) (counts []Active, err error) {
 	err = s.readHoldings(ctx, func(h *holdings) {
-		byKind := map[int64]int64{}
+		byKind := map[int32]int64{}
 		for e := range h.tables[liveTable].all() {
 			if e.until > now.UnixMilli() {
 				byKind[e.kind]++

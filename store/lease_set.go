@@ -16,7 +16,8 @@ type held struct {
 	id      broker.LeaseID
 	until   int64  // as in the table live or lingering
 	request uint64 // the random part of the ID
-	kind    int64
+	kind    int32
+	carried bool // its request carries it: it has no row in live
 }
 
 // A leaseSet is a set of leases in the order of their ids. It is a list of chunks:

@@ -34,7 +34,7 @@ func TestOpenReturnsErrors(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	newer := "schema version 99, and this program knows versions up to 11: run the newer program"
+	newer := "schema version 99, and this program knows versions up to 12: run the newer program"
 	if _, err := Open(t.Context(), Config{URL: "sqlite:" + path}); err == nil || !strings.Contains(err.Error(), newer) {
 		t.Errorf("a newer database: %v", err)
 	}

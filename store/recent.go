@@ -125,19 +125,18 @@ func (s *Store) Lease(ctx context.Context, id broker.LeaseID) (*broker.Lease, er
 	}
 	var l *broker.Lease // to keep
 	defer func() { s.recent.put(id, l) }()
-	var body []byte
-	err := s.gets[leases].QueryRowContext(ctx, id[:]).Scan(&body)
+	var body, lease []byte
+	err := s.gets[leases].QueryRowContext(ctx, id[:]).Scan(&body, &lease)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, broker.ErrNotFound
 	}
 	if err != nil {
 		return nil, unavailable("reading a lease", err)
 	}
-	row, err := decodeRow(id, body)
+	found, err := decodeLease(id, body, lease)
 	if err != nil {
 		return nil, err
 	}
-	found := row.(*broker.Lease)
 	if len(body) <= maxRecentRow {
 		l = found
 	}

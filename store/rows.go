@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -103,6 +104,9 @@ type row struct {
 	index leaseIndex // of a lease
 	rests resting    // of a request
 	lists bool       // the row lists its records; see records.go
+
+	lease   []byte // of a request: the lease that it carries; nil: none. See carried.go
+	carried bool   // of a lease: its request carries it
 }
 
 // A leaseIndex is the index entry of a lease while its credential works. It has
@@ -373,9 +377,30 @@ func (t table) upsert() string {
 		strings.Join(columns, ", "), strings.TrimSuffix(strings.Repeat("?, ", len(columns)), ", "), strings.Join(sets, ", "))
 }
 
-// selectIn returns the query for n rows of the table.
+// selectIn returns the query for n rows of the table: their ids and bodies, and of a lease
+// also the column lease (see leaseFrom).
 func (t table) selectIn(n int) string {
-	return fmt.Sprintf("SELECT id, body FROM %s WHERE id IN (%s)", tables[t].name, strings.TrimSuffix(strings.Repeat("?,", n), ","))
+	if t == leases {
+		return leaseFrom(idAmong(n))
+	}
+	return "SELECT id, body FROM " + tables[t].name + " WHERE " + idAmong(n)
+}
+
+// fetchIn is selectIn with the lease that a request carries.
+func (t table) fetchIn(n int) string {
+	if t == requests {
+		return "SELECT id, body, lease FROM requests WHERE " + idAmong(n)
+	}
+	return t.selectIn(n)
+}
+
+// idAmong returns the condition for n ids.
+func idAmong(n int) string {
+	in := "id IN (?1"
+	for i := 2; i <= n; i++ {
+		in += ",?" + strconv.Itoa(i)
+	}
+	return in + ")"
 }
 
 // key returns the key of an id: the reverse of locate.

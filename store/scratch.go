@@ -11,7 +11,9 @@ type scratch struct {
 	slab   []*row
 	used   int // rows of the slab
 	bodies []byte
-	args   []any // of a statement
+	args   []any          // of a statement
+	filed  broker.Request // see updateTx
+	rest   broker.Lease   // see updateTx.carry
 }
 
 const (
@@ -38,6 +40,7 @@ func (s *scratch) reset() {
 		s.bodies = nil
 	}
 	clear(s.args[:cap(s.args)])
+	s.filed, s.rest = broker.Request{}, broker.Lease{}
 	s.order, s.used, s.bodies = s.order[:0], 0, s.bodies[:0]
 }
 

@@ -139,7 +139,7 @@ func (s *Store) loadEnded(ctx context.Context, list *broker.StatusList, p *ended
 		if table == liveTable {
 			condition = " AND until >= ?" // those that are being revoked
 		}
-		query := "SELECT leases.id, body FROM " + name + " AS n CROSS JOIN leases ON leases.id = n.id WHERE n.id >= ? AND n.id < ?" + condition
+		query := "SELECT leases.id, body, NULL FROM " + name + " AS n CROSS JOIN leases ON leases.id = n.id WHERE n.id >= ? AND n.id < ?" + condition
 		args := []any{from[:], before[:]}
 		if table == liveTable {
 			args = append(args, int64(untilEnded))
@@ -155,20 +155,20 @@ func (s *Store) loadEnded(ctx context.Context, list *broker.StatusList, p *ended
 // eachLease calls f for the leases of a query whose body wanted accepts; nil: all.
 func eachLease(ctx context.Context, db *sql.DB, query string, args []any, wanted func(body []byte) bool, f func(*broker.Lease)) error {
 	return each(ctx, db, query, args, func(rows *sql.Rows) error {
-		var id, body sql.RawBytes
-		if err := rows.Scan(&id, &body); err != nil {
+		var id, body, lease sql.RawBytes
+		if err := rows.Scan(&id, &body, &lease); err != nil {
 			return err
 		}
-		if wanted != nil && !wanted(body) {
+		if wanted != nil && !wanted(body) && !wanted(lease) {
 			return nil
 		}
 		key, err := leases.key(id)
 		if err != nil {
 			return err
 		}
-		row, err := decodeRow(key, body)
+		l, err := decodeLease(key.(broker.LeaseID), body, lease)
 		if err == nil {
-			f(row.(*broker.Lease))
+			f(l)
 		}
 		return err
 	})
@@ -196,7 +196,7 @@ func (s *Store) ListedLeases(ctx context.Context, list *broker.StatusList, q bro
 		return slices.ContainsFunc(names, func(name []byte) bool { return bytes.Contains(body, name) })
 	}
 	from, before := list.Leases()
-	err = eachLease(ctx, s.readers, "SELECT id, body FROM leases WHERE id >= ? AND id < ?", []any{from[:], before[:]}, wanted, func(l *broker.Lease) {
+	err = eachLease(ctx, s.readers, leaseFrom("id >= ?1 AND id < ?2"), []any{from[:], before[:]}, wanted, func(l *broker.Lease) {
 		if l.Listed.List == list.ID && l.State(q.Now) == broker.LeaseActive {
 			f(l)
 		}

@@ -136,7 +136,11 @@ func (s *Store) openReaders(ctx context.Context, path string) (err error) {
 		return err
 	}
 	for t := range s.gets {
-		if s.gets[t], err = s.readers.PrepareContext(ctx, "SELECT body FROM "+tables[t].name+" WHERE id = ?"); err != nil {
+		query := "SELECT body FROM " + tables[t].name + " WHERE id = ?"
+		if table(t) == leases {
+			query = selectLease
+		}
+		if s.gets[t], err = s.readers.PrepareContext(ctx, query); err != nil {
 			return err
 		}
 	}

@@ -78,9 +78,10 @@ func newIssuance(t testing.TB, n int) issuance {
 		Created:  testNow, Approved: testNow, CollectUntil: testNow.Add(time.Hour), FirstExpires: testNow.Add(10 * time.Minute),
 	}
 	l := broker.Lease{
-		ID: broker.NewLeaseID(testNow), Request: r.ID, Status: broker.LeaseActive, Holder: holder, Entitlement: r.Entitlement, Issuer: "tickets",
+		ID: broker.LeaseID(r.ID), Request: r.ID, Status: broker.LeaseActive, Holder: holder, Entitlement: r.Entitlement, Issuer: "tickets",
 		Scopes: r.Scopes, Opened: testNow, Expires: testNow.Add(10 * time.Minute), Type: "bearer", Revocation: broker.RevokedAtExpiry,
 	}
+	r.FirstLease = l.ID
 	record := audit.Record{
 		Kind:     audit.LeaseIssued,
 		Caller:   &audit.Party{ID: holder, Kind: "agent", Method: "jwt-svid", Proof: audit.Digest{1}, Expires: testNow},

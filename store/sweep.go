@@ -67,6 +67,9 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 			return total, fmt.Errorf("sweeping %s leases: %w", name, err)
 		}
 	}
+	if err := s.moveSince(ctx, now.UnixMilli()); err != nil {
+		return total, fmt.Errorf("noting which requests carry live leases: %w", err)
+	}
 	return total, nil
 }
 
@@ -74,9 +77,13 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 func (s *Store) sweepIndex(ctx context.Context, table int, now int64) (total int64, err error) {
 	query := "DELETE FROM " + holdingTables[table] + " WHERE id = ? AND until <= ?"
 	for {
-		var ids []broker.LeaseID
-		if err := s.readHoldings(ctx, func(h *holdings) { ids = h.expired(table, now, sweepBatch) }); err != nil || len(ids) == 0 {
+		var ids, carried []broker.LeaseID
+		if err := s.readHoldings(ctx, func(h *holdings) { ids, carried = h.expired(table, now, sweepBatch) }); err != nil || len(ids)+len(carried) == 0 {
 			return total, err
+		}
+		s.holdings.drop(table, carried, now)
+		if len(ids) == 0 {
+			continue
 		}
 		var deleted int64
 		err := s.exec(ctx, func(ctx context.Context, w *writer) error {

@@ -17,6 +17,7 @@ type updateTx struct {
 	rows    []*row
 	entries []*audit.Entry
 	err     error // from Put
+	filed   *row  // the request that was put last, if it is new; nil: none
 }
 
 // Get implements broker.Tx.
@@ -64,7 +65,18 @@ func (tx *updateTx) Put(r broker.Row) {
 		tx.err = errors.Join(tx.err, err)
 		return
 	}
-	encoded.keepRecords(tx.g.body(encoded.key))
+	replaced := tx.g.body(encoded.key)
+	encoded.keepRecords(replaced)
+	switch r := r.(type) {
+	case *broker.Request:
+		if tx.filed = nil; replaced == nil {
+			tx.filed, tx.g.w.scratch.filed = encoded, *r
+		}
+	case *broker.Lease:
+		if replaced == nil {
+			tx.err = errors.Join(tx.err, tx.carry(encoded, r))
+		}
+	}
 	for i := range tx.rows {
 		if tx.rows[i].key == encoded.key {
 			tx.rows[i] = encoded

@@ -36,13 +36,20 @@ func (v *viewTx) Get(key broker.Key) (broker.Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	var body []byte
-	err = v.tx.StmtContext(v.ctx, v.s.gets[t]).QueryRowContext(v.ctx, id).Scan(&body)
+	var body, lease []byte
+	dest := []any{&body, &lease}
+	if t != leases {
+		dest = dest[:1]
+	}
+	err = v.tx.StmtContext(v.ctx, v.s.gets[t]).QueryRowContext(v.ctx, id).Scan(dest...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, broker.ErrNotFound
 	}
 	if err != nil {
 		return nil, unavailable("reading "+tables[t].name, err)
+	}
+	if id, ok := key.(broker.LeaseID); ok {
+		return decodeLease(id, body, lease)
 	}
 	return decodeRow(key, body)
 }
@@ -103,14 +110,15 @@ func wantsRequest(q *broker.RequestQuery, r *broker.Request) bool {
 }
 
 // Leases implements broker.Tx. Due leases have an index. Live and outliving leases
-// are found in memory or, by their path or trust domain, in their tables, which a
-// call may read whole. For all others it reads back from the newest.
+// are found in memory or, by their path or trust domain, in their tables and in the
+// requests that carry live leases, which a call may read whole. For all others it reads
+// back from the newest.
 func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, error) {
 	if inMemory(&q) && v.s.loadHoldings(v.ctx) == nil {
 		return v.held(q)
 	}
 	l := listing[*broker.Lease]{
-		query:  "SELECT id, body FROM leases WHERE id < ? ORDER BY id DESC LIMIT ?",
+		query:  selectLeasesBack,
 		args:   []any{before(q.Before[:]), maxScan},
 		limit:  q.Limit,
 		table:  leases,
@@ -119,16 +127,21 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 	}
 	switch {
 	case q.Due && q.Issuer != "":
-		l.query = `SELECT leases.id, body FROM leases INDEXED BY leases_due CROSS JOIN live ON live.id = leases.id
+		l.query = `SELECT leases.id, body, NULL FROM leases INDEXED BY leases_due CROSS JOIN live ON live.id = leases.id
 			WHERE due <= ? AND kind IN (SELECT id FROM kinds WHERE issuer = ?) ORDER BY due LIMIT ? OFFSET ?`
 		l.args = []any{q.Now.UnixMilli(), q.Issuer, maxScan, q.Skip}
 	case q.Due:
-		l.query = "SELECT id, body FROM leases INDEXED BY leases_due WHERE due <= ? ORDER BY due LIMIT ? OFFSET ?"
+		l.query = "SELECT id, body, NULL FROM leases INDEXED BY leases_due WHERE due <= ? ORDER BY due LIMIT ? OFFSET ?"
 		l.args = []any{q.Now.UnixMilli(), maxScan, q.Skip}
 	case q.Live:
 		l.query, l.args = indexQuery("live", &q)
+		carried, args := carriedQuery(&q)
+		l.query, l.args = l.query+" UNION ALL "+carried, append(l.args, args...)
 	case q.Outliving:
 		l.query, l.args = indexQuery("lingering", &q)
+	}
+	if q.Live || q.Outliving {
+		l.query, l.args = l.query+" ORDER BY 1 DESC LIMIT ?", append(l.args, maxScan)
 	}
 	page, next, err := l.read(v)
 	if q.Due {
@@ -137,9 +150,30 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 	return page, broker.LeaseID(next), err
 }
 
+// selectLeasesBack reads leases from the newest. It also reads the requests without a
+// lease, so that a call reads a bounded number of rows; they have no body. A lease comes
+// before its request without one, which may have the same id: a page may end between them.
+const selectLeasesBack = `SELECT id, body, NULL FROM leases WHERE id < ?1
+	UNION ALL SELECT id, CASE WHEN lease IS NOT NULL THEN body END, lease FROM requests WHERE id < ?1 ORDER BY 1 DESC LIMIT ?2`
+
+// carriedQuery selects candidates for wantsLease by the live leases that requests carry.
+// The requester, whose ID is in the body, is the holder.
+func carriedQuery(q *broker.LeaseQuery) (query string, args []any) {
+	query = "SELECT id, body, lease FROM requests WHERE lease IS NOT NULL AND id < ? AND id >= (SELECT since FROM carried)"
+	args = []any{before(q.Before[:])}
+	name := cmp.Or(q.Holder, q.Under)
+	if name == "" && q.TrustDomain != "" {
+		name = "spiffe://" + q.TrustDomain
+	}
+	if name != "" {
+		query, args = query+" AND instr(body, ?)", append(args, []byte(name))
+	}
+	return query, args
+}
+
 // indexQuery selects candidates for wantsLease by the table live or lingering.
 func indexQuery(table string, q *broker.LeaseQuery) (query string, args []any) {
-	query = "SELECT n.id, body FROM " + table + " AS n CROSS JOIN leases ON leases.id = n.id WHERE n.id < ? AND until > ?"
+	query = "SELECT n.id, body, NULL FROM " + table + " AS n CROSS JOIN leases ON leases.id = n.id WHERE n.id < ? AND until > ?"
 	args = []any{before(q.Before[:]), q.Now.UnixMilli()}
 	and := func(condition string, values ...any) {
 		query += " AND " + condition
@@ -163,7 +197,7 @@ func indexQuery(table string, q *broker.LeaseQuery) (query string, args []any) {
 	if !q.Request.IsZero() {
 		and("request = ?", q.Request[:])
 	}
-	return query + " ORDER BY n.id DESC LIMIT ?", append(args, maxScan)
+	return query, args
 }
 
 func wantsLease(q *broker.LeaseQuery, l *broker.Lease) bool {
@@ -207,22 +241,14 @@ type listing[R broker.Row] struct {
 func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
 	scanned := 0
 	err = each(v.ctx, v.tx, l.query, l.args, func(rows *sql.Rows) error {
-		var id, body sql.RawBytes
-		if err := rows.Scan(&id, &body); err != nil {
-			return err
-		}
-		key, err := l.table.key(id)
+		id, row, err := l.scan(rows)
 		if err != nil {
 			return err
 		}
 		scanned++
-		next = [16]byte(id)
-		if !bytes.Contains(body, l.has) {
+		next = id
+		if row == nil {
 			return nil
-		}
-		row, err := decodeRow(key, body)
-		if err != nil {
-			return err
 		}
 		if r := row.(R); l.wanted(r) {
 			if page = append(page, r); len(page) == l.limit {
@@ -241,6 +267,32 @@ func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
 		next = [16]byte{}
 	}
 	return page, next, nil
+}
+
+// scan returns the id of a row, and the row unless its body shows that it is not wanted.
+func (l *listing[R]) scan(rows *sql.Rows) (at [16]byte, row broker.Row, err error) {
+	var id, body, lease sql.RawBytes
+	dest := []any{&id, &body, &lease}
+	if l.table != leases {
+		dest = dest[:2]
+	}
+	if err := rows.Scan(dest...); err != nil {
+		return at, nil, err
+	}
+	key, err := l.table.key(id)
+	if err != nil {
+		return at, nil, err
+	}
+	at = [16]byte(id)
+	if body == nil || !bytes.Contains(body, l.has) {
+		return at, nil, nil
+	}
+	if l.table == leases {
+		row, err = decodeLease(key.(broker.LeaseID), body, lease)
+	} else {
+		row, err = decodeRow(key, body)
+	}
+	return at, row, err
 }
 
 var errPageFull = errors.New("the page is full")

@@ -36,7 +36,8 @@ type writer struct {
 	tree          *audit.Tree
 	blocks        map[broker.BlockKey][]byte // bodies of all blocks, lifted ones included; nil: not read yet
 	blocksVersion int64                      // of blocks; the head row has the version of the table
-	kinds         map[leaseKind]int64
+	kinds         map[leaseKind]int32
+	carriedSince  []byte // see carried.go
 	revision      []byte // body of the revision in force, which every issuance reads; nil: not read yet
 	uncopied      int    // pages written since Run was last woken
 
@@ -138,6 +139,9 @@ func (w *writer) load(ctx context.Context) error {
 	if err := w.loadKinds(ctx); err != nil {
 		return fmt.Errorf("reading the kinds of leases: %w", err)
 	}
+	if err := w.loadCarried(ctx); err != nil {
+		return fmt.Errorf("reading which requests carry leases: %w", err)
+	}
 	return nil
 }
 
@@ -195,15 +199,15 @@ func (w *writer) loadBlocks(ctx context.Context, version int64) error {
 }
 
 func (w *writer) loadKinds(ctx context.Context) error {
-	w.kinds = map[leaseKind]int64{}
-	return eachKind(ctx, w.conn, func(id int64, k leaseKind) { w.kinds[k] = id })
+	w.kinds = map[leaseKind]int32{}
+	return eachKind(ctx, w.conn, func(id int32, k leaseKind) { w.kinds[k] = id })
 }
 
 // eachKind calls f for every kind of lease.
-func eachKind(ctx context.Context, q queryer, f func(int64, leaseKind)) error {
+func eachKind(ctx context.Context, q queryer, f func(int32, leaseKind)) error {
 	return each(ctx, q, "SELECT id, entitlement, issuer FROM kinds", nil, func(rows *sql.Rows) error {
 		var k leaseKind
-		var id int64
+		var id int32
 		err := rows.Scan(&id, &k.entitlement, &k.issuer)
 		if err == nil {
 			f(id, k)

@@ -23,6 +23,9 @@ type Platform struct {
 	// Variable has the token of the job; empty: GitHub's runner issues tokens on request.
 	Variable string
 
+	// Hint tells a person how the job gets a token.
+	Hint string
+
 	// Masks means that the platform removes a value from the log of a job once the job has
 	// printed it in a workflow command.
 	Masks bool
@@ -38,39 +41,39 @@ type Platform struct {
 // of predefined variables.
 var platforms = []Platform{
 	{
-		Name: "GitHub Actions", Masks: true, marker: "GITHUB_ACTIONS", value: "true",
+		Name: "GitHub Actions", Masks: true, Hint: `add "permissions: id-token: write" to it`, marker: "GITHUB_ACTIONS", value: "true",
 		repository: []string{"GITHUB_REPOSITORY"}, job: []string{"GITHUB_WORKFLOW"}, run: []string{"GITHUB_RUN_ID"},
 		ref: []string{"GITHUB_REF"}, commit: []string{"GITHUB_SHA"}, by: []string{"GITHUB_ACTOR"},
 	},
 	{
-		Name: "GitLab", Variable: TokenVariable, marker: "GITLAB_CI", value: "true",
+		Name: "GitLab", Variable: TokenVariable, Hint: "add id_tokens to it, with BROKER_ID_TOKEN and the broker's URL as aud", marker: "GITLAB_CI", value: "true",
 		repository: []string{"CI_PROJECT_PATH"}, job: []string{"CI_JOB_NAME"}, run: []string{"CI_PIPELINE_ID"},
 		ref: []string{"CI_COMMIT_REF_NAME"}, commit: []string{"CI_COMMIT_SHA"}, by: []string{"GITLAB_USER_LOGIN"}, link: []string{"CI_PIPELINE_URL"},
 	},
 	{
-		Name: "CircleCI", Variable: "CIRCLE_OIDC_TOKEN_V2", marker: "CIRCLECI", value: "true",
+		Name: "CircleCI", Variable: "CIRCLE_OIDC_TOKEN_V2", Hint: "CircleCI issues one to jobs with a context", marker: "CIRCLECI", value: "true",
 		repository: []string{"CIRCLE_REPOSITORY_URL"}, job: []string{"CIRCLE_JOB"}, run: []string{"CIRCLE_WORKFLOW_ID"},
 		ref: []string{"CIRCLE_BRANCH", "CIRCLE_TAG"}, commit: []string{"CIRCLE_SHA1"}, by: []string{"CIRCLE_USERNAME"},
 	},
 	{
-		Name: "Bitbucket Pipelines", Variable: "BITBUCKET_STEP_OIDC_TOKEN", marker: "BITBUCKET_PIPELINE_UUID",
+		Name: "Bitbucket Pipelines", Variable: "BITBUCKET_STEP_OIDC_TOKEN", Hint: `add "oidc: true" to the step`, marker: "BITBUCKET_PIPELINE_UUID",
 		repository: []string{"BITBUCKET_REPO_FULL_NAME"}, run: []string{"BITBUCKET_BUILD_NUMBER"},
 		ref: []string{"BITBUCKET_BRANCH", "BITBUCKET_TAG"}, commit: []string{"BITBUCKET_COMMIT"}, link: []string{"BITBUCKET_GIT_HTTP_ORIGIN"},
 	},
 	{
-		Name: "Buildkite", Variable: TokenVariable, marker: "BUILDKITE", value: "true",
+		Name: "Buildkite", Variable: TokenVariable, Hint: "set it to the output of buildkite-agent oidc request-token --audience, with the broker's URL", marker: "BUILDKITE", value: "true",
 		repository: []string{"BUILDKITE_REPO"}, job: []string{"BUILDKITE_PIPELINE_SLUG"}, run: []string{"BUILDKITE_BUILD_NUMBER"},
 		ref: []string{"BUILDKITE_BRANCH"}, commit: []string{"BUILDKITE_COMMIT"}, by: []string{"BUILDKITE_BUILD_AUTHOR"}, link: []string{"BUILDKITE_BUILD_URL"},
 	},
 	{
-		Name: "Jenkins", Variable: TokenVariable, marker: "JENKINS_URL",
+		Name: "Jenkins", Variable: TokenVariable, Hint: "bind an OpenID Connect id token credential to it", marker: "JENKINS_URL",
 		repository: []string{"GIT_URL"}, job: []string{"JOB_NAME"}, run: []string{"BUILD_NUMBER"},
 		ref: []string{"GIT_BRANCH"}, commit: []string{"GIT_COMMIT"}, link: []string{"BUILD_URL"},
 	},
 }
 
 // other is a machine that runs no known platform.
-var other = Platform{Name: "a pipeline", Variable: TokenVariable}
+var other = Platform{Name: "a pipeline", Variable: TokenVariable, Hint: "set it to a token of the machine, or use --token-file or SPIFFE_ENDPOINT_SOCKET"}
 
 // Detect returns the platform that runs this process.
 func Detect(getenv func(string) string) Platform {

@@ -16,7 +16,7 @@ func (a *app) completeEntitlement(c *cobra.Command, args []string, _ string) ([]
 	switch {
 	case len(args) == 0:
 		return a.offered(c, func(o api.Offer) []string { return []string{o.Entitlement} })
-	case c.Name() == "exec":
+	case c.Name() == "exec" || c.Name() == "ci":
 		return nil, cobra.ShellCompDirectiveDefault
 	}
 	return nil, cobra.ShellCompDirectiveNoFileComp

@@ -126,7 +126,7 @@ func fieldVariables(c *api.Credential) []Variable {
 	all, known := standard[c.Type]
 	if !known {
 		for _, field := range Fields(c) {
-			all = append(all, Variable{"BROKER_" + variableName(field), field})
+			all = append(all, Variable{"BROKER_" + VariableName(field), field})
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(all), func(v Variable) bool {
@@ -150,8 +150,9 @@ var displaced = map[string][]string{
 	"vault":    {"VAULT_TOKEN", "BAO_TOKEN"}, // OpenBao prefers its own name
 }
 
-// variableName converts the name of a field to the name of an environment variable.
-func variableName(field string) string {
+// VariableName converts the name of a field or an entitlement to the name of an
+// environment variable.
+func VariableName(field string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z':

@@ -52,7 +52,7 @@ var ours = map[string][]string{
 	"issuers/ldap":              {"broker", "broker/membership"},
 	"issuers/scim":              {"broker", "broker/membership", "internal/outbound", "internal/retryafter"},
 	"issuers/issuertest":        {"broker", "audit", "store"},
-	"mcp":                       {"api", "audit", "broker", "internal/strictjson", "internal/visible"}, // audit and broker: the forms of trace contexts and ids
+	"mcp":                       {"agent", "egress", "api", "audit", "broker", "internal/strictjson", "internal/visible"}, // audit and broker: the forms of trace contexts and ids
 	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
 	"signals":                   {"attest/jwks", "broker", "broker/signal", "internal/outbound", "internal/retryafter", "internal/strictjson"},
 	"signals/signalstest":       {},
@@ -81,7 +81,7 @@ var ours = map[string][]string{
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
-		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/handoff", "internal/screen", "internal/visible", "agent", "agent/pipeline", "agent/tokensource", "api", "mcp", "policy", "audit", "audit/verify",
+		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/handoff", "internal/screen", "internal/visible", "agent", "egress", "agent/pipeline", "agent/tokensource", "api", "mcp", "policy", "audit", "audit/verify",
 		"broker/evidence",           // a report from an export
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},

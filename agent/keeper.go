@@ -79,6 +79,7 @@ type kept struct {
 	due         time.Time       // of the renewal; zero: it will not be renewed
 	used        time.Time
 	failures    int
+	reason      string       // of the next request; empty: that of KeeperConfig.Ask
 	request     *api.Request // waits for approval, or is approved; nil: file a new one
 	flight      *flight      // obtains or renews; nil: none
 	err         error        // the last failure to obtain
@@ -131,6 +132,7 @@ func (k *Keeper) Credential(ctx context.Context, entitlement string) (*api.Crede
 		defer k.mu.Unlock()
 		return e.credential, nil
 	}
+	e.because(reasonOf(ctx))
 	if e.err != nil && now.Before(e.until) {
 		defer k.mu.Unlock()
 		return nil, e.err
@@ -197,7 +199,7 @@ func (k *Keeper) begin(e *kept, attempt func(context.Context, *kept) (*api.Crede
 // obtain obtains a credential, of the request that is already filed if there is one.
 func (k *Keeper) obtain(ctx context.Context, e *kept) (*api.Credential, error) {
 	k.mu.Lock()
-	request := e.request
+	request, reason := e.request, e.reason
 	k.mu.Unlock()
 	var c *api.Credential
 	var err error
@@ -211,6 +213,9 @@ func (k *Keeper) obtain(ctx context.Context, e *kept) (*api.Credential, error) {
 			ask = k.cfg.Ask(e.entitlement)
 		}
 		ask.Entitlement = e.entitlement
+		if reason != "" {
+			ask.Justification = reason
+		}
 		c, err = Obtain(ctx, k.cfg.Client, ask, Wait{})
 	}
 	return k.settle(e, c, err)

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -19,17 +20,20 @@ import (
 
 // A keptBroker is a broker whose leases and failures a test controls.
 type keptBroker struct {
-	mu       sync.Mutex
-	ttl      time.Duration
-	down     bool
-	refusal  *api.Error // of renewals
-	pending  bool       // requests wait for approval
-	slow     time.Duration
-	n        int
-	asks     int
-	looks    int // at requests
-	renewals []time.Time
-	leases   map[string]*api.Lease
+	mu      sync.Mutex
+	ttl     time.Duration
+	down    bool
+	refusal *api.Error // of renewals
+	pending bool       // requests wait for approval
+	reason  string     // of the last request
+
+	needsReason bool
+	slow        time.Duration
+	n           int
+	asks        int
+	looks       int // at requests
+	renewals    []time.Time
+	leases      map[string]*api.Lease
 }
 
 func newKeptBroker(ttl time.Duration) *keptBroker {
@@ -67,6 +71,15 @@ func (b *keptBroker) answer(t *testing.T, r *http.Request) (int, any, error) {
 	switch {
 	case parts[0] == "credentials":
 		b.asks++
+		if b.needsReason {
+			var ask api.Ask
+			if err := json.NewDecoder(r.Body).Decode(&ask); err != nil {
+				t.Error(err)
+			}
+			if b.reason = ask.Justification; b.reason == "" {
+				return http.StatusBadRequest, &api.Error{Status: http.StatusBadRequest, Code: api.JustificationRequired}, nil
+			}
+		}
 		if b.pending {
 			return http.StatusAccepted, &api.Request{ID: "req_1", Status: api.StatusPending}, nil
 		}
@@ -430,5 +443,23 @@ func TestKeeperWithABroker(t *testing.T) {
 	wantStatus(t, client, second.Lease, api.LeaseRevoked)
 	if got := strings.Join(kinds, " "); got != "obtained dropped obtained" {
 		t.Errorf("events: %s", got)
+	}
+}
+
+// A refusal for want of a reason is not the answer to a call that states one.
+func TestKeeperStatesReason(t *testing.T) {
+	b := newKeptBroker(time.Hour)
+	b.needsReason = true
+	k := agent.NewKeeper(agent.KeeperConfig{Client: b.client(t)})
+	for range 2 { // the second answer is that of the first
+		if _, err := k.Credential(t.Context(), "e"); !errors.Is(err, api.JustificationRequired) {
+			t.Fatalf("got %v, want %v", err, api.JustificationRequired)
+		}
+	}
+	if _, err := k.Credential(agent.WithReason(t.Context(), "triage"), "e"); err != nil {
+		t.Fatal(err)
+	}
+	if b.asks != 2 || b.reason != "triage" {
+		t.Errorf("got %d requests, the last with the reason %q", b.asks, b.reason)
 	}
 }

@@ -91,8 +91,11 @@ type answerBody struct {
 	left  int64
 	limit int64
 	done  func(received int64, err error)
-	once  sync.Once
-	err   error
+
+	entitlement string
+	scrubbed    func() bool
+	once        sync.Once
+	err         error
 }
 
 func (b *answerBody) Read(p []byte) (int, error) {

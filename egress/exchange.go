@@ -126,7 +126,7 @@ func (x *exchange) answer(resp *http.Response, s scrubber) (*http.Response, *Ref
 	if err := s.Response(resp); err != nil {
 		return withhold(refuse(CodeUnreadable, "request the answer without an encoding", "The answer has an encoding that can't be searched for the credential"))
 	}
-	resp.Body = &answerBody{body: resp.Body, left: limit, limit: limit, done: func(received int64, err error) {
+	resp.Body = &answerBody{entitlement: x.target.Entitlement, body: resp.Body, left: limit, limit: limit, done: func(received int64, err error) {
 		var r *Refusal
 		errors.As(err, &r)
 		x.finish(received, r)

@@ -45,7 +45,32 @@ type Entitlement struct {
 	Revocation string  `json:"revocation,omitempty" jsonschema:"the effect of release_access on a credential: immediate, at_expiry, at_rotation or never"`
 	Audience   string  `json:"audience,omitempty" jsonschema:"the resource that accepts the credential"`
 	Blocked    bool    `json:"blocked,omitempty" jsonschema:"an operator has stopped all use"`
+	Calls      []Call  `json:"calls,omitempty" jsonschema:"the calls that call_api can make with this entitlement"`
 	Quotes     []Quote `json:"quotes,omitempty"`
+}
+
+// A Call is a kind of calls that call_api can make.
+type Call struct {
+	Hosts   []string `json:"hosts"`
+	Methods []string `json:"methods"`
+	Paths   []string `json:"paths" jsonschema:"* matches within one segment, ** the rest"`
+	Query   []string `json:"query,omitempty" jsonschema:"the only parameters of the query; any if absent"`
+	Headers []string `json:"headers,omitempty" jsonschema:"headers that are sent, in addition to the usual ones"`
+}
+
+// callRules returns the rules of an entitlement for a model.
+func callRules(e *api.Egress) (list []Call) {
+	if e == nil {
+		return nil
+	}
+	for _, r := range e.Allow {
+		list = append(list, Call{Hosts: r.Hosts, Methods: r.Methods, Paths: r.Paths, Query: r.Query, Headers: r.Headers})
+	}
+	return list
+}
+
+func (c Call) words() string {
+	return strings.Join(c.Methods, ", ") + " of " + strings.Join(c.Paths, ", ") + " on " + strings.Join(c.Hosts, ", ")
 }
 
 // A Scope is one part of an entitlement.
@@ -156,6 +181,7 @@ func entitlementOf(o api.Offer) Entitlement {
 		e.Parameters[name] = Parameter{Required: p.Required, Pattern: p.Pattern, MaxLength: p.MaxLength, Quotes: quote(nil, "operator", p.Description)}
 	}
 	e.DetailTypes = detailTypes(o.DetailTypes)
+	e.Calls = callRules(o.Egress)
 	return e
 }
 
@@ -209,6 +235,9 @@ func (l *Listing) words() string {
 			if e.Parameters[name].Required {
 				b.WriteString(" (required)")
 			}
+		}
+		for _, c := range e.Calls {
+			b.WriteString("\n- call_api: " + c.words())
 		}
 		for _, name := range slices.Sorted(maps.Keys(e.DetailTypes)) {
 			b.WriteString("\n- " + typeInWords(name, e.DetailTypes[name].Schema))

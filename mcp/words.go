@@ -1,6 +1,7 @@
 package mcp
 
 import (
+	"crypto/rand"
 	"fmt"
 	"strconv"
 	"strings"
@@ -47,6 +48,25 @@ func quoted(text string) string {
 	}
 	return b.String()
 }
+
+// readable returns a text of many lines in which a reader sees every character. Line breaks
+// and tabs stay.
+func readable(text string) string {
+	var b strings.Builder
+	before := rune(0)
+	for _, r := range text {
+		if r != '\n' && r != '\t' && (r == utf8.RuneError || !visible.Rune(r, before)) {
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		} else {
+			b.WriteRune(r)
+		}
+		before = r
+	}
+	return b.String()
+}
+
+// fenceText returns a text that its reader has not seen before.
+func fenceText() string { return rand.Text() }
 
 // quote adds a text of another party to a list, unless the text is empty.
 func quote(list []Quote, from, text string) []Quote {

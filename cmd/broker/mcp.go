@@ -15,15 +15,18 @@ import (
 
 func (a *app) mcpCommand() *cobra.Command {
 	var socket mcpSocket
+	var flags callFlags
 	var printConfig bool
 	c := &cobra.Command{
 		Use:   "mcp",
 		Short: "Serve the broker to an AI agent over the Model Context Protocol",
 		Long: `mcp is a server of the Model Context Protocol (revisions 2026-07-28 and
 2025-11-25) on standard input and output, which an AI agent's runtime starts
-beside the agent. It has the tools list_access, request_access, access_status
-and release_access, and acts with the identity of this process. The agent never
-receives a credential: its runtime collects it, with "broker collect".
+beside the agent. It has the tools list_access, request_access, access_status,
+release_access and call_api, and acts with the identity of this process. The
+agent never receives a credential. With call_api it calls the APIs that the
+egress rules of its entitlements list: mcp adds the credential to the call,
+removes it from the answer, and returns it when mcp ends.
 
 mcp ends when its input ends, or on SIGTERM. Messages about faults go to
 standard error.
@@ -56,23 +59,30 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			if printConfig {
-				return a.printMCPConfig(append(args, mcpGeneric)[0])
+				return a.printMCPConfig(append(args, mcpGeneric)[0], flags)
 			}
 			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				log, flush := newLogger(a.err, "text", slog.LevelWarn)
 				defer flush()
-				server := mcp.New(mcp.Config{Version: service.ReadBuild().Version, Logger: log})
-				if socket.path != "" {
-					return socket.serve(ctx, log, func(ctx context.Context, stream io.ReadWriteCloser) error {
-						return server.Run(ctx, client, stream, stream)
-					})
+				calls, err := flags.newCalls(client, nil, log)
+				if err != nil {
+					return err
 				}
-				return server.Run(ctx, client, io.NopCloser(a.in), keptOpen{a.out})
+				server := mcp.New(mcp.Config{Version: service.ReadBuild().Version, Logger: log, Calls: calls.transport})
+				return calls.while(ctx, func(ctx context.Context) error {
+					if socket.path != "" {
+						return socket.serve(ctx, log, func(ctx context.Context, stream io.ReadWriteCloser) error {
+							return server.Run(ctx, client, stream, stream)
+						})
+					}
+					return server.Run(ctx, client, io.NopCloser(a.in), keptOpen{a.out})
+				})
 			})
 		},
 	}
 	c.Flags().StringVar(&socket.path, "socket", "", "listen on this Unix socket instead of standard input and output")
 	c.Flags().StringVar(&socket.peer, "peer", "", "with --socket: the user who may connect, by name or number (default: the user of this process)")
+	flags.add(c, a)
 	c.Flags().BoolVar(&printConfig, "print-config", false, "print the configuration for a client, and exit")
 	a.client.addPerson(c)
 	return c

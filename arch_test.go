@@ -65,6 +65,7 @@ var ours = map[string][]string{
 	"server/plot":               {},
 	"server/inbound":            {},
 	"server/ui":                 {"internal/visible"},
+	"egress/scrub":              {"api"},
 	"internal/brokertest":       {"*"},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},

@@ -1,0 +1,322 @@
+package scrub
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"html"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"accessbroker.internal/api"
+)
+
+const (
+	token    = "ghp_J4x/Qz7+Tm2&Wn9\"Kd=Lf"
+	password = "correct horse%41 batt\\ery"
+)
+
+// chars returns the characters that a format escapes: bytes, or those of Unicode.
+func chars(text, format string) []rune {
+	var list []rune
+	switch {
+	case strings.HasPrefix(format, "&"), strings.HasPrefix(format, `\u{`):
+		return []rune(text)
+	case strings.HasPrefix(format, "%%u"), strings.HasPrefix(format, `\u`):
+		for _, c := range utf16.Encode([]rune(text)) {
+			list = append(list, rune(c))
+		}
+		return list
+	}
+	for i := range len(text) {
+		list = append(list, rune(text[i]))
+	}
+	return list
+}
+
+// percent escapes every n-th byte of a text.
+func percent(text, format string, n int) string {
+	var b strings.Builder
+	i := 0
+	for _, c := range chars(text, format) {
+		if i++; i%n == 0 || c >= utf8.RuneSelf {
+			fmt.Fprintf(&b, format, c)
+		} else {
+			b.WriteByte(byte(c))
+		}
+	}
+	return b.String()
+}
+
+func inJSON(text string) string {
+	b, err := json.Marshal(text)
+	if err != nil {
+		panic(err)
+	}
+	return string(b[1 : len(b)-1])
+}
+
+// wrap breaks a text after every n characters.
+func wrap(text string, n int, eol string) string {
+	var b strings.Builder
+	for len(text) > n {
+		b.WriteString(text[:n] + eol)
+		text = text[n:]
+	}
+	return b.String() + text
+}
+
+// echoes are the forms in which servers repeat what they received.
+var echoes = map[string]func(secret string) string{
+	"raw":                    func(s string) string { return "token=" + s + "\n" },
+	"upper case":             func(s string) string { return strings.Map(upper, s) },
+	"UTF-8 read as Latin-1":  latin1,
+	"base64, offset 0":       func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) },
+	"base64, offset 1":       func(s string) string { return base64.StdEncoding.EncodeToString([]byte("x" + s)) },
+	"base64, offset 2":       func(s string) string { return base64.StdEncoding.EncodeToString([]byte("xy" + s)) },
+	"base64, raw":            func(s string) string { return base64.RawStdEncoding.EncodeToString([]byte("xy" + s)) },
+	"base64url, offset 0":    func(s string) string { return base64.URLEncoding.EncodeToString([]byte(s + "?>")) },
+	"base64url, offset 1":    func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte("x" + s + "?>")) },
+	"basic":                  func(s string) string { return "Basic " + base64.StdEncoding.EncodeToString([]byte("ana:"+s)) },
+	"base64, MIME 76":        func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s+"tail"), 76, "\r\n") },
+	"base64, PEM 64":         func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s+"tail"), 64, "\n") },
+	"base64, indented":       func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s+"tail"), 64, "\n    ") },
+	"base64, breaks in JSON": func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s+"tail"), 64, `\n`) },
+	"base64, breaks in URL":  func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s), 76, "%0D%0A") },
+	"base64 in JSON, \\/":    func(s string) string { return strings.ReplaceAll(b64("??>"+s), "/", `\/`) },
+	"base64 in URL":          func(s string) string { return url.QueryEscape(b64("??>" + s)) },
+	"base64 of base64":       func(s string) string { return b64(`{"auth":"` + b64("user:"+s) + `"}`) },
+	"base64 of JSON":         func(s string) string { return b64(`{"token":"` + inJSON(s) + `"}`) },
+	"base64 of URL":          func(s string) string { return b64("token=" + url.QueryEscape(s)) },
+	"query":                  url.QueryEscape,
+	"path":                   url.PathEscape,
+	"every byte, upper":      func(s string) string { return percent(s, "%%%02X", 1) },
+	"every byte, lower":      func(s string) string { return percent(s, "%%%02x", 1) },
+	"every third byte":       func(s string) string { return percent(s, "%%%02x", 3) },
+	"double percent":         func(s string) string { return percent(s, "%%25%02X", 2) },
+	"triple percent":         func(s string) string { return percent(s, "%%2525%02X", 2) },
+	"old JavaScript":         func(s string) string { return percent(s, "%%u%04X", 2) },
+	"JSON":                   inJSON,
+	"JSON, slashes":          func(s string) string { return strings.ReplaceAll(inJSON(s), "/", `\/`) },
+	"JSON, every byte":       func(s string) string { return percent(s, `\u%04x`, 1) },
+	"JSON, upper":            func(s string) string { return percent(s, `\u%04X`, 2) },
+	"JSON twice":             func(s string) string { return inJSON(inJSON(s)) },
+	"JSON three times":       func(s string) string { return inJSON(inJSON(inJSON(s))) },
+	"JSON in URL":            func(s string) string { return url.QueryEscape(`{"t":"` + inJSON(s) + `"}`) },
+	"URL in JSON":            func(s string) string { return inJSON(percent(s, "%%%02x", 1)) },
+	"bytes":                  func(s string) string { return percent(s, `\x%02x`, 1) },
+	"octal":                  func(s string) string { return percent(s, `\%03o`, 1) },
+	"braces":                 func(s string) string { return percent(s, `\u{%x}`, 1) },
+	"shell":                  func(s string) string { return fmt.Sprintf("%q", s) },
+	"HTML":                   html.EscapeString,
+	"HTML, decimal":          func(s string) string { return percent(s, "&#%d;", 1) },
+	"HTML, zeros":            func(s string) string { return percent(s, "&#%05d;", 2) },
+	"HTML, hexadecimal":      func(s string) string { return percent(s, "&#x%x;", 1) },
+	"HTML of JSON":           func(s string) string { return html.EscapeString(`{"t":"` + inJSON(s) + `"}`) },
+	"hexadecimal":            func(s string) string { return hex.EncodeToString([]byte(s)) },
+	"hexadecimal, upper":     func(s string) string { return strings.ToUpper(hex.EncodeToString([]byte(s))) },
+	"numbers":                func(s string) string { return fmt.Sprint([]byte(s)) },
+	"numbers in JSON":        func(s string) string { return strings.ReplaceAll(fmt.Sprint([]byte(s)), " ", ",") },
+	"UTF-16":                 func(s string) string { return wide(s)[0] },
+	"UTF-16, big-endian":     func(s string) string { return wide(s)[1] },
+}
+
+// upper turns letters of ASCII to upper case.
+func upper(r rune) rune {
+	if 'a' <= r && r <= 'z' {
+		return r - 'a' + 'A'
+	}
+	return r
+}
+
+func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+
+// stars returns the number of masked bytes at least: the bytes of the form that depend on
+// the secret alone.
+func stars(s string) int { return strings.Count(s, "*") }
+
+func TestSecretIsRemovedInEveryForm(t *testing.T) {
+	for _, secret := range []string{token, password, "hvs.CAESIJ9", "pässwörd-€uro-😀"} {
+		s := New(secret)
+		for name, echo := range echoes {
+			text := "before " + echo(secret) + " after"
+			t.Run(name, func(t *testing.T) {
+				clean := s.String(text)
+				if len(clean) != len(text) {
+					t.Fatalf("got %d bytes, want %d", len(clean), len(text))
+				}
+				if stars(clean) < len(secret)-2 {
+					t.Errorf("got %q for %q", clean, text)
+				}
+				for name, r := range map[string]io.Reader{
+					"whole": strings.NewReader(text), "byte by byte": iotest.OneByteReader(strings.NewReader(text)),
+					"halves": iotest.HalfReader(strings.NewReader(text)), "data with error": iotest.DataErrReader(strings.NewReader(text)),
+				} {
+					got, err := io.ReadAll(s.Reader(io.NopCloser(r)))
+					if err != nil || string(got) != clean {
+						t.Errorf("%s: got %q, %v; want %q", name, got, err, clean)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestOtherTextStays(t *testing.T) {
+	s := New(token, password)
+	for _, text := range []string{
+		"", "a", "ghp_J4x", `{"a":"\u0041\n","b":"%41&amp;"}`, strings.Repeat("ghp_J4x ", 1000),
+		"a line of prose with aVeryLongIdentifierAtItsEnd\nand another", "%", `\`, "&", "&#", "%2", `\u00`, "100% & more\\",
+	} {
+		if got := s.String(text); got != text {
+			t.Errorf("got %q, want %q", got, text)
+		}
+		got, err := io.ReadAll(s.Reader(io.NopCloser(strings.NewReader(text))))
+		if err != nil || string(got) != text {
+			t.Errorf("reader: got %q, %v; want %q", got, err, text)
+		}
+	}
+}
+
+func TestShortSecretIsNoSecret(t *testing.T) {
+	s := New("", "abc", "1234567")
+	if got := s.String("abc 1234567"); got != "abc 1234567" || Protects("1234567") || !Protects("12345678") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// pieces is a source that returns one part in each read.
+type pieces []string
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(*p) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, (*p)[0])
+	*p = (*p)[1:]
+	return n, nil
+}
+
+// A stream shows at once what cannot begin a secret.
+func TestStreamStaysLive(t *testing.T) {
+	for _, c := range []struct{ sent, want pieces }{
+		{pieces{"data: {\"n\":1}\n\n", "data: hello\n\n"}, pieces{"data: {\"n\":1}\n\n", "data: hello\n\n"}},
+		{pieces{"a line of a log\n", "100%\n", "\\\n", "R&D\r\n"}, pieces{"a line of a log\n", "100%\n", "\\\n", "R&D\r\n"}},
+		{pieces{"data: " + token[:10], token[10:] + "\n\n"}, pieces{"data: ", strings.Repeat("*", len(token)) + "\n\n"}},
+		{pieces{"data: " + token[:10], "!\n"}, pieces{"data: ", token[:10] + "!\n"}},
+		{pieces{"data: " + token[:4] + "%", "41", "!\n"}, pieces{"data: ", token[:4], "%41!\n"}},
+		{pieces{token[:5], token[5:9], token[9:], "x"}, pieces{strings.Repeat("*", len(token)), "x"}},
+	} {
+		r := New(token).Reader(io.NopCloser(&c.sent))
+		var got pieces
+		for buf := make([]byte, 1000); ; {
+			n, err := r.Read(buf)
+			if err == io.EOF {
+				break
+			}
+			got = append(got, string(buf[:n]))
+		}
+		if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", c.want) {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+}
+
+// A body that ends or begins within a secret shows less than MinLength bytes of it.
+func TestCutSecretIsMasked(t *testing.T) {
+	s := New(token)
+	for n := MinLength; n < len(token); n++ {
+		for _, form := range []func(string) string{func(s string) string { return s }, inJSON, func(s string) string { return percent(s, "%%%02x", 2) }} {
+			got, err := io.ReadAll(s.Reader(io.NopCloser(strings.NewReader("end " + form(token[:n])))))
+			if err != nil || strings.Trim(string(got[4:]), "*") != "" {
+				t.Errorf("end: got %q, %v", got, err)
+			}
+			resp := &http.Response{StatusCode: 206, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(form(token[len(token)-n:]) + " start")), ContentLength: -1}
+			if err := s.Response(resp); err != nil {
+				t.Fatal(err)
+			}
+			got, err = io.ReadAll(resp.Body)
+			if err != nil || strings.Trim(string(got[:len(got)-6]), "*") != "" {
+				t.Errorf("start: got %q, %v", got, err)
+			}
+		}
+	}
+}
+
+func TestPrivateKeyIsRemovedLineByLine(t *testing.T) {
+	der := bytes.Repeat([]byte{1, 2, 3, 250, 251}, 30)
+	for i := range der {
+		der[i] += byte(i * 7)
+	}
+	body := wrap(b64(string(der)), 64, "\n")
+	key := "-----BEGIN PRIVATE KEY-----\n" + body + "\n-----END PRIVATE KEY-----\n"
+	s := New(key)
+	for _, text := range []string{key, strings.ReplaceAll(key, "\n", "\r\n"), inJSON(key), b64(string(der)), wrap(b64(string(der)), 76, "\r\n"), strings.Split(key, "\n")[2]} {
+		got := s.String(text)
+		if strings.Count(got, "*") < 64 || strings.Contains(got, b64(string(der))[10:30]) {
+			t.Errorf("got %q", got)
+		}
+	}
+}
+
+func TestSignatureOfTokenIsSecret(t *testing.T) {
+	s := New("eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJlLW9mLXRoZS10b2tlbg")
+	if got := s.String(`{"signature":"c2lnbmF0dXJlLW9mLXRoZS10b2tlbg","header":"eyJhbGciOiJFZERTQSJ9"}`); strings.Contains(got, "c2ln") || !strings.Contains(got, "eyJhbGciOiJFZERTQSJ9") {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestSecretsOfCredential(t *testing.T) {
+	for _, c := range []struct {
+		kind   string
+		secret api.Secret
+		want   string
+	}{
+		{"bearer", api.Secret{"token": "t"}, "[t]"},
+		{"vault", api.Secret{"token": "t"}, "[t]"},
+		{"aws", api.Secret{"access_key_id": "i", "secret_access_key": "k", "session_token": "t"}, "[k t]"},
+		{"userpass", api.Secret{"username": "u", "password": "p"}, "[p]"},
+		{"certificate", api.Secret{"certificate": "c", "private_key": "k", "chain": "h"}, "[k]"},
+		{"data", api.Secret{"username": "u", "value": "v", "other": "o"}, "[o v]"},
+		{"unknown", api.Secret{"username": "u"}, "[u]"},
+	} {
+		if got := fmt.Sprint(Secrets(&api.Credential{Type: c.kind, Secret: c.secret})); got != c.want {
+			t.Errorf("%s: got %s, want %s", c.kind, got, c.want)
+		}
+	}
+	if got := fmt.Sprintf("%v %+v %#v", New(token), New(token), New(token)); strings.Contains(got, "ghp") {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestManySecrets(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	var secrets []string
+	for range 20 {
+		secrets = append(secrets, random(r, 8+r.IntN(60)))
+	}
+	s := New(secrets[:10]...).With(secrets[10:]...)
+	text := strings.Join(secrets, "\n")
+	if got := s.String(text); strings.Trim(got, "*\n") != "" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func random(r *rand.Rand, n int) string {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.+/"[r.IntN(67)]
+	}
+	return string(b)
+}

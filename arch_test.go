@@ -41,7 +41,8 @@ var ours = map[string][]string{
 	"broker/session":            {"broker", "audit"},
 	"broker/supplier":           {"broker", "audit"},
 	"broker/signal":             {"broker", "broker/session", "audit"},
-	"attest":                    {"broker", "audit", "attest/jwks", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
+	"attest":                    {"broker", "audit", "attest/jwks", "attest/mapping", "internal/outbound", "internal/strictjson"}, // audit for Digest, the type of a proof's hash
+	"attest/mapping":            {"broker", "internal/strictjson"},                                                                // the form of SPIFFE IDs
 	"attest/dpop":               {"attest/jwks", "broker", "audit", "internal/strictjson"},
 	"attest/jwks":               {"internal/strictjson"},
 	"attest/localca":            {"broker"}, // the form of SPIFFE IDs
@@ -70,7 +71,7 @@ var ours = map[string][]string{
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
-	"internal/config":           {"api", "egress", "internal/strictyaml", "scim", "broker/directory", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "internal/outbound", "signals", "broker", "audit", "store", "issuers/ldap", "issuers/scim", "broker/membership"}, // store parses its own URL
+	"internal/config":           {"api", "egress", "internal/strictyaml", "scim", "broker/directory", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "attest/mapping", "internal/outbound", "signals", "broker", "audit", "store", "issuers/ldap", "issuers/scim", "broker/membership"}, // store parses its own URL
 	"internal/handoff":          {"api"},
 	"internal/outbound":         {},
 	"internal/retryafter":       {},

@@ -22,6 +22,7 @@ const (
 	ActorNotAllowed       Code = "actor_not_allowed"
 	ProofReplayed         Code = "proof_replayed"
 	ProofExpired          Code = "proof_expired"
+	TokenSpent            Code = "token_spent"
 	Blocked               Code = "blocked"
 	Denied                Code = "denied"
 	NoLongerAllowed       Code = "no_longer_allowed"

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 // Authenticate returns the identity of the caller of r. tokens are the caller's own
 // JWT-SVIDs in the body, if any: client_assertion (RFC 7523) and subject_token (RFC 8693).
+// An OIDC token of an issuer of workload tokens may take the place of each JWT-SVID.
 // Errors wrap a sentinel of package broker.
 //
 // One rule holds for every combination of certificate, bearer token and tokens in the body:
@@ -33,14 +35,14 @@ func (v *Verifier) Authenticate(r *http.Request, tokens ...string) (broker.Ident
 			return broker.Identity{}, err
 		}
 	}
-	if who, err = v.join(who, bearer, now); err != nil {
+	if who, err = v.join(r.Context(), who, bearer, now); err != nil {
 		return broker.Identity{}, err
 	}
 	for i, token := range tokens {
 		if token == bearer || slices.Contains(tokens[:i], token) {
 			continue
 		}
-		if who, err = v.join(who, token, now); err != nil {
+		if who, err = v.join(r.Context(), who, token, now); err != nil {
 			return broker.Identity{}, err
 		}
 	}
@@ -51,11 +53,11 @@ func (v *Verifier) Authenticate(r *http.Request, tokens ...string) (broker.Ident
 }
 
 // join verifies a token and adds it to the proofs of who, the caller by the proofs before.
-func (v *Verifier) join(who broker.Identity, token string, now time.Time) (broker.Identity, error) {
+func (v *Verifier) join(ctx context.Context, who broker.Identity, token string, now time.Time) (broker.Identity, error) {
 	if token == "" {
 		return who, nil
 	}
-	next, err := v.jwt(token, now)
+	next, err := v.token(ctx, token, now)
 	switch {
 	case who.ID == "":
 		return next, v.countFailure(err)
@@ -64,7 +66,7 @@ func (v *Verifier) join(who broker.Identity, token string, now time.Time) (broke
 	case err != nil:
 		return broker.Identity{}, v.countFailure(err)
 	}
-	return who.WithProof(next.Proof), nil
+	return who.With(next), nil
 }
 
 // bearer returns the token of the Authorization header (RFC 6750, section 2.1), or
@@ -90,7 +92,7 @@ func bearer(h http.Header) (string, error) {
 // can't call the broker with it, such as a person's ID token.
 func isForeign(err error) bool {
 	f, ok := err.(*Failure)
-	return ok && (f.Cause == CauseSPIFFEID || f.Cause == CauseTrustDomain)
+	return ok && (f.Cause == CauseSPIFFEID || f.Cause == CauseTrustDomain || f.Method == broker.MethodOIDCToken && f.Cause == CauseIssuer)
 }
 
 func (v *Verifier) twoIdentities() error {

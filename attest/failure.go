@@ -25,14 +25,17 @@ const (
 	CauseUsage         Cause = "usage"          // a CA certificate, or one for other purposes
 	CauseUntrusted     Cause = "untrusted"      // no chain to an authority of the bundle
 
-	// Of the tokens of people only.
+	// Of the tokens of people, and CauseType and CauseIssuer of the OIDC tokens of workloads.
 	CauseType       Cause = "type"       // typ, or the claims, are of another kind of token
-	CauseIssuer     Cause = "issuer"     // iss is not a provider that may issue such tokens
+	CauseIssuer     Cause = "issuer"     // iss is not a provider or an issuer that may issue such tokens
 	CauseActor      Cause = "actor"      // the token is for another client or actor
 	CausePossession Cause = "possession" // the token is bound to a key that the caller did not prove to have
 	CauseClaims     Cause = "claims"     // a claim about the person is missing or malformed
 	CauseTenant     Cause = "tenant"     // the token is of another tenant of its issuer
 	CauseResource   Cause = "resource"   // the token is for another resource
+
+	// Of the OIDC tokens of workloads only.
+	CauseRule Cause = "rule" // no rule of the operator maps the claims to one SPIFFE ID
 )
 
 // Failures returns the method and the cause of every Failure that can occur.
@@ -47,6 +50,11 @@ func Failures() (all [][2]string) {
 		} {
 			all = append(all, [2]string{string(method), string(cause)})
 		}
+	}
+	for _, cause := range []Cause{
+		CauseMalformed, CauseType, CauseAlgorithm, CauseIssuer, CauseAudience, CauseExpired, CauseNotYetValid, CauseLifetime, CauseRule, CauseSignature,
+	} {
+		all = append(all, [2]string{string(broker.MethodOIDCToken), string(cause)})
 	}
 	for _, method := range []broker.Method{broker.MethodIDJAG, broker.MethodAccessToken} {
 		for _, cause := range []Cause{

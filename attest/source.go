@@ -19,7 +19,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
-// Config configures a Source. Exactly one of WorkloadAPI and Bundles is required.
+// Config configures a Source. Exactly one of WorkloadAPI, Bundles and WithoutSVIDs is
+// required.
 type Config struct {
 	// TrustDomain is the process's own trust domain. With a Workload API it may be
 	// empty, as in command-line tools: the SVID determines it.
@@ -31,6 +32,9 @@ type Config struct {
 
 	WorkloadAPI string            // "unix:///run/spire/agent.sock" or "tcp://127.0.0.1:8081"
 	Bundles     map[string]string // files by trust domain: SPIFFE bundle format (JSON), or PEM for X.509 only
+
+	// WithoutSVIDs means that no workload has an SVID: the Source trusts no one.
+	WithoutSVIDs bool
 
 	StartTimeout      time.Duration // how long Open waits for the Workload API; zero: 20 s
 	StartWithoutAgent bool          // Open succeeds if the agent does not respond; Run then connects
@@ -96,7 +100,7 @@ func CheckWorkloadAPI(address string) error {
 
 func newSource(cfg Config) (*Source, error) {
 	cfg.setDefaults()
-	if (cfg.WorkloadAPI == "") == (len(cfg.Bundles) == 0) {
+	if cfg.WithoutSVIDs && (cfg.WorkloadAPI != "" || len(cfg.Bundles) > 0) || !cfg.WithoutSVIDs && (cfg.WorkloadAPI == "") == (len(cfg.Bundles) == 0) {
 		return nil, errors.New("set either a Workload API or bundle files")
 	}
 	if cfg.WorkloadAPI != "" {
@@ -135,6 +139,9 @@ func (cfg *Config) listedDomains(own string) (map[spiffeid.TrustDomain]bool, err
 		names = []string{own}
 	}
 	listed := map[spiffeid.TrustDomain]bool{}
+	if cfg.WithoutSVIDs {
+		return listed, nil
+	}
 	for _, name := range names {
 		td, err := trustDomain(name)
 		if err != nil {
@@ -206,6 +213,9 @@ func (s *Source) Generation() uint64 { return s.trust.Load().generation }
 // An unreachable agent is not an error: its last update stays in force until the
 // own SVID expires. Degraded reports it.
 func (s *Source) Ready() error {
+	if s.cfg.WithoutSVIDs {
+		return nil
+	}
 	t := s.trust.Load()
 	if len(t.x509) == 0 && len(t.jwt) == 0 {
 		return errors.Join(errors.New("no trust bundle is in force"), s.Degraded())

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"slices"
@@ -18,7 +19,8 @@ const (
 // VerifierConfig configures a Verifier. Source and Audiences are required.
 type VerifierConfig struct {
 	Source    *Source
-	Audiences []string // accepted in JWT-SVIDs
+	Audiences []string         // accepted in JWT-SVIDs
+	Workloads *WorkloadIssuers // of OIDC tokens of workloads; nil: none is accepted
 
 	// CacheSize is the number of verified tokens to cache. The cache stores hashes,
 	// not tokens. Zero means 8,192, which takes about 4 MB.
@@ -38,6 +40,7 @@ type VerifierConfig struct {
 type Verifier struct {
 	source    *Source
 	audiences []string
+	workloads *WorkloadIssuers
 	failed    func(broker.Method, string)
 	tokens    *proofCache
 }
@@ -53,6 +56,7 @@ func NewVerifier(cfg VerifierConfig) *Verifier {
 	return &Verifier{
 		source:    cfg.Source,
 		audiences: slices.Clone(cfg.Audiences),
+		workloads: cfg.Workloads,
 		failed:    cfg.OnFailure,
 		tokens:    newProofCache(cfg.CacheSize),
 	}
@@ -64,13 +68,37 @@ func (v *Verifier) JWT(compact string, now time.Time) (broker.Identity, error) {
 	return who, v.countFailure(err)
 }
 
-// Cached reports whether a token was verified before under the current bundles,
-// so that JWT is cheap. The token may have expired since.
+// token verifies a token of a workload: a JWT-SVID, or an OIDC token of an issuer.
+func (v *Verifier) token(ctx context.Context, compact string, now time.Time) (broker.Identity, error) {
+	if v.workloads == nil || len(compact) > maxWorkloadToken {
+		return v.jwt(compact, now)
+	}
+	key := hashOf(compact)
+	if known, ok := v.workloads.cached(key); ok {
+		if err := checkWorkloadTimes(known.notBefore, known.who.Proof.Expires, now); err != nil {
+			return broker.Identity{}, err
+		}
+		return known.who, nil
+	}
+	if _, ok := v.tokens.get(key, v.source.trust.Load().generation); !ok {
+		if t, ok := v.workloads.peek(compact); ok {
+			return v.workloads.identity(ctx, t, key, now)
+		}
+	}
+	return v.jwt(compact, now)
+}
+
+// Cached reports whether a token was verified before under the current bundles and keys,
+// so that verifying it is cheap. The token may have expired since.
 func (v *Verifier) Cached(compact string) bool {
-	if len(compact) > MaxTokenSize {
+	if len(compact) > maxWorkloadToken {
 		return false
 	}
-	_, ok := v.tokens.get(hashOf(compact), v.source.trust.Load().generation)
+	key := hashOf(compact)
+	if _, ok := v.workloads.cached(key); ok {
+		return true
+	}
+	_, ok := v.tokens.get(key, v.source.trust.Load().generation)
 	return ok
 }
 
@@ -94,7 +122,7 @@ func (v *Verifier) jwt(compact string, now time.Time) (broker.Identity, error) {
 		return broker.Identity{}, err
 	}
 	who := identity(t.id, broker.Proof{Method: broker.MethodJWTSVID, SHA256: key, Expires: t.expires})
-	v.tokens.put(key, cachedProof{who, trusted.generation, t.notBefore})
+	v.tokens.put(key, cachedProof{who: who, generation: trusted.generation, notBefore: t.notBefore})
 	return who, nil
 }
 

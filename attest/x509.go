@@ -39,7 +39,7 @@ func verifyX509(trusted *trust, chain []*x509.Certificate, now time.Time) (cache
 		return cachedProof{}, err
 	}
 	proof := broker.Proof{Method: broker.MethodX509SVID, SHA256: sha256.Sum256(leaf.Raw), Expires: ends}
-	return cachedProof{identity(id, proof), trusted.generation, leaf.NotBefore}, nil
+	return cachedProof{who: identity(id, proof), generation: trusted.generation, notBefore: leaf.NotBefore}, nil
 }
 
 // checkLeaf checks a leaf certificate against X509-SVID, sections 2 to 5, and
@@ -171,6 +171,7 @@ func identity(id spiffeid.ID, proof broker.Proof) broker.Identity {
 		TrustDomain: id.TrustDomain().Name(),
 		Paths:       broker.SPIFFEPaths(id.String()),
 		Kind:        broker.KindWorkload,
+		Attested:    broker.AttestedSPIFFE,
 		Proof:       proof,
 	}
 }

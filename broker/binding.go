@@ -182,9 +182,21 @@ func (s *Spent) Key() Key { return s.SpentKey }
 // errReplayed does not name the first use, which may have been another caller's.
 var errReplayed = refuse(ErrInvalidDPoP, "the DPoP proof was used before: make a new one for each call")
 
-// spend marks the caller's proof of possession as used, in the transaction that issues with
-// it. Two processes cannot both do so.
+// errTokenSpent does not name the first use, which may have been another caller's.
+var errTokenSpent = refuse(ErrTokenSpent, "a credential was issued with this token before: get a new token from its issuer for each credential, or ask the operators to set one_time: false for an issuer whose tokens are used until they expire, such as Kubernetes")
+
+// spend marks the caller's proofs as used, in the transaction that issues with them: its proof
+// of possession, and tokens with which one credential is issued. Two processes cannot both do
+// so.
 func (c *Caller) spend(tx Tx) error {
+	for _, once := range c.Actor.Once {
+		if _, err := tx.Get(once.SpentKey); err == nil {
+			return errTokenSpent
+		} else if !isNotFound(err) {
+			return err
+		}
+		tx.Put(&once)
+	}
 	if c.Once.IsZero() {
 		return nil
 	}

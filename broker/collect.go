@@ -306,6 +306,12 @@ func (c *collection) lease() (*Lease, error) {
 		expires = until
 	}
 	expires = earlier(expires, c.footing.until)
+	tooSoon := "the grant ends before the issuer's shortest credential would: file a new request"
+	if who := &c.caller.Actor; who.Attested == AttestedOIDC && who.Proof.Expires.Before(expires) {
+		// Nothing outlives the token that the caller has in place of an SVID.
+		expires = who.Proof.Expires
+		tooSoon = "the token that proves your identity expires before the issuer's shortest credential would: get one with a longer lifetime"
+	}
 	id := LeaseID(c.request.ID) // so that the store can keep both in one row
 	if !c.new {
 		id = NewLeaseID(c.caller.At)
@@ -315,6 +321,7 @@ func (c *collection) lease() (*Lease, error) {
 		Holder: c.caller.Subject.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,
 		Scopes: c.request.Scopes, Parameters: c.request.Parameters, Details: c.request.Details,
 		Opened: c.caller.At, Revocation: c.e.Revocation, Persists: c.e.Persists,
+		Attested: c.caller.Actor.Attested,
 	}
 	if d := c.request.Delegation; d != nil {
 		l.Subject, l.Actors, l.Parent = d.Subject.ID, d.Actors, d.Parent
@@ -327,7 +334,7 @@ func (c *collection) lease() (*Lease, error) {
 	}
 	l.Expires = expires.Truncate(time.Second)
 	if left := l.Expires.Sub(c.caller.At.Truncate(time.Second)); left < max(c.e.MinTTL, time.Second) {
-		return nil, refuse(ErrGrantEndsTooSoon, "the grant ends before the issuer's shortest credential would: file a new request")
+		return nil, refuse(ErrGrantEndsTooSoon, tooSoon)
 	}
 	return l, nil
 }

@@ -58,6 +58,7 @@ func (b *Broker) follow(ctx context.Context, caller Caller, d *Delegation, ask *
 		return err
 	}
 	d.Subject, d.Actors, d.Links, d.Bound = r.Requester, nil, []LeaseID{parent.ID}, parent.isBound()
+	d.Subject.Attested = parent.Attested
 	if above := r.Delegation; above != nil {
 		d.Subject, d.Actors, d.Links = above.Subject, append(slices.Clone(above.Actors), parent.Holder), append(slices.Clone(above.Links), parent.ID)
 	}

@@ -22,6 +22,7 @@ const (
 	ErrTwoIdentities   = sentinel("two_identities")        // proofs of different identities in one call
 	ErrForeignSubject  = sentinel("foreign_subject_token") // the token of another identity, on whose behalf the caller cannot act
 	ErrProofExpired    = sentinel("proof_expired")         // the proof has expired
+	ErrTokenSpent      = sentinel("token_spent")           // a credential was issued with the caller's OIDC token before
 	ErrBlocked         = sentinel("blocked")               // by the kill switch
 	ErrDenied          = sentinel("denied")                // by policy or by a person
 	ErrNoLongerAllowed = sentinel("no_longer_allowed")     // policy changed since the approval

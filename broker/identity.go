@@ -36,11 +36,22 @@ const (
 	MethodAdminSocket Method = "admin-socket"
 	MethodSCIMToken   Method = "scim-token"   // signed by the broker for one source
 	MethodBrokerToken Method = "broker-token" // an access token that the broker issued for its own MCP endpoint
+	MethodOIDCToken   Method = "oidc-token"   // an OIDC token of a workload, which a rule of the operator maps to a SPIFFE ID
 
 	// These prove on whose behalf a caller acts. Only an access token for the MCP endpoint
 	// proves who calls.
 	MethodIDJAG       Method = "id-jag"       // an identity assertion JWT authorization grant of an OpenID provider
 	MethodAccessToken Method = "access-token" // an access token of an OpenID provider, for an audience that is reserved for delegation, or for the MCP endpoint
+)
+
+// Attestation is how a workload was attested before it got its proof. Only a workload has
+// one.
+type Attestation string
+
+// The attestations. Policies see them as principal.attested. The zero Attestation is neither.
+const (
+	AttestedSPIFFE Attestation = "spiffe" // it has an SVID
+	AttestedOIDC   Attestation = "oidc"   // it has an OIDC token, which a rule of the operator maps to its SPIFFE ID
 )
 
 // An Identity is a proven caller. Only package attest makes one from a proof.
@@ -55,7 +66,9 @@ type Identity struct {
 	TrustDomain string   // "acme.test"; empty for a person
 	Paths       []string // the full SPIFFE ID and each prefix of its path, longest first: ".../agent/triage", ".../agent"
 	Kind        Kind
+	Attested    Attestation // of a workload
 	Proof       Proof
+	Once        []Spent // with which nothing is issued twice; not stored
 	Team        string
 	Accountable []string  // people accountable for a workload
 	Purpose     string    // of a workload, in the operator's words
@@ -160,6 +173,17 @@ func (who Identity) WithProof(p Proof) Identity {
 	who.Also = append(slices.Clone(who.Also), fmt.Sprintf("%s %s", p.Method, p.SHA256))
 	if p.Expires.Before(who.Proof.Expires) {
 		who.Proof.Expires = p.Expires
+	}
+	return who
+}
+
+// With returns the identity with the proof of other, which proves the same one in the same
+// call. It counts as attested by SPIFFE only if both are.
+func (who Identity) With(other Identity) Identity {
+	who = who.WithProof(other.Proof)
+	who.Once = slices.Concat(who.Once, other.Once)
+	if who.Attested != other.Attested {
+		who.Attested = AttestedOIDC
 	}
 	return who
 }

@@ -163,6 +163,9 @@ func (c *collection) reads() []Key {
 	} else {
 		list = append(append(list, c.request.reviews()...), c.request.Delegation.reads()...)
 	}
+	for _, once := range c.caller.Actor.Once {
+		list = append(list, once.SpentKey)
+	}
 	if !c.caller.Once.IsZero() {
 		list = append(list, c.caller.Once)
 	}

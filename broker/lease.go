@@ -63,6 +63,7 @@ type Lease struct {
 	Parent      LeaseID      // whose token was exchanged for this one; zero: none
 	Exchanged   bool         // its token was exchanged for tokens of sub-agents, which end with it
 	Listed      StatusPlace  // of its token in a status list
+	Attested    Attestation  // of the holder, as it collected
 
 	KeyThumbprint audit.Digest // of the DPoP key that the credential is bound to (RFC 9449); zero: none
 

@@ -45,7 +45,8 @@ func renderIdentities(in Inputs) ([]byte, error) {
 		Aliases                 [][]string              `json:",omitempty"`
 		Internal                []string                `json:",omitempty"`
 		OrphanGrace             map[broker.Kind]string  `json:",omitempty"`
-	}{in.HomeDomain, slices.Sorted(slices.Values(in.TrustDomains)), slices.Sorted(slices.Values(in.Providers)), in.Labels, in.Aliases, slices.Sorted(slices.Values(in.Internal)), graceTexts(in.OrphanGrace)})
+		OIDCDomains             []string                `json:",omitempty"`
+	}{in.HomeDomain, slices.Sorted(slices.Values(in.TrustDomains)), slices.Sorted(slices.Values(in.Providers)), in.Labels, in.Aliases, slices.Sorted(slices.Values(in.Internal)), graceTexts(in.OrphanGrace), slices.Sorted(slices.Values(in.OIDCDomains))})
 }
 
 // graceTexts returns durations as people write them.

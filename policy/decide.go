@@ -98,7 +98,7 @@ func (e *Engine) decide(q broker.Query, now time.Time) (broker.Decision, error) 
 // decideOn decides on one evaluation.
 func (e *Engine) decideOn(ev *evaluation, q broker.Query) (broker.Decision, error) {
 	denied := broker.Decision{Revision: e.revision}
-	found := e.index.find(ev.action, ev.principals, ev.resources, ev.federated)
+	found := e.index.find(ev.action, ev.principals, ev.resources, ev.foreign)
 	active := e.suspended.active(found, q.Scopes)
 	effect, diagnostic := cedar.Authorize(active, ev, ev.request)
 	switch {
@@ -121,7 +121,7 @@ func (e *Engine) decideOn(ev *evaluation, q broker.Query) (broker.Decision, erro
 
 // suspendedReasons returns the suspensions without which a permit would apply.
 func (e *Engine) suspendedReasons(ev *evaluation, q broker.Query) (reasons []string) {
-	found := e.index.find(ev.action, ev.principals, ev.resources, ev.federated)
+	found := e.index.find(ev.action, ev.principals, ev.resources, ev.foreign)
 	slices.SortFunc(found, byID)
 	for _, r := range found {
 		s := e.suspended.suspends(r, q.Scopes)

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -23,7 +24,7 @@ type evaluation struct {
 	action     int
 	principals []types.EntityUID // the principal and all its ancestors
 	resources  []types.EntityUID // the resource and all its ancestors
-	federated  bool              // the principal is from a federated trust domain
+	foreign    bool              // a permit must name the principal's trust domain, a path or a group
 
 	who    *principal
 	member *principal // with the memberships that are suspended; nil: none is
@@ -107,7 +108,7 @@ func (e *Engine) setPrincipal(ev *evaluation, who broker.Identity) error {
 		e.principals.keep(p)
 	}
 	ev.who = p
-	ev.principals, ev.principal, ev.federated, ev.member = p.uids, p.entity, p.federated, p.member
+	ev.principals, ev.principal, ev.foreign, ev.member = p.uids, p.entity, p.foreign, p.member
 	return nil
 }
 
@@ -143,6 +144,7 @@ func (e *Engine) newPrincipal(who broker.Identity) (*principal, error) {
 			return nil, fmt.Errorf("trust domain %q is not listed in attest.trust_domains", domain)
 		}
 		p.federated = domain != e.known.home
+		p.foreign = p.federated || who.Attested == broker.AttestedOIDC
 		paths = broker.SPIFFEPaths(who.ID)
 		for _, path := range paths {
 			uids = append(uids, types.NewEntityUID(typePath, types.String(path)))
@@ -155,7 +157,7 @@ func (e *Engine) newPrincipal(who broker.Identity) (*principal, error) {
 	}
 	p.setGroups(uids, paths, e.members)
 	if e.allMembers != nil {
-		whole := &principal{who: who, federated: p.federated}
+		whole := &principal{who: who, federated: p.federated, foreign: p.foreign}
 		whole.setGroups(uids, paths, *e.allMembers)
 		if len(whole.uids) != len(p.uids) {
 			p.member = whole
@@ -171,6 +173,10 @@ func (p *principal) setGroups(uids []types.EntityUID, paths []string, m membersh
 	p.entity = types.Entity{UID: uids[0], Parents: types.NewEntityUIDSet(p.uids[1:]...), Attributes: principalAttributes(p.who)}
 }
 
+// attestedUnknown is the attestation of a workload that did not prove its identity in a call.
+// Policies that demand one do not permit it anything.
+const attestedUnknown = "unknown"
+
 // principalAttributes returns the attributes of the schema. Optional ones are left
 // out if they are empty, so that "has" in a policy means that there is a value.
 func principalAttributes(who broker.Identity) types.Record {
@@ -181,6 +187,7 @@ func principalAttributes(who broker.Identity) types.Record {
 		return types.NewRecord(m)
 	}
 	m["trust_domain"] = types.String(broker.TrustDomainOf(who.ID))
+	m["attested"] = types.String(cmp.Or(string(who.Attested), attestedUnknown))
 	if who.Team != "" {
 		m["team"] = types.String(who.Team)
 	}

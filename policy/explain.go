@@ -181,8 +181,12 @@ func (r *rule) verdict(ev *evaluation, principal, resource bool) Verdict {
 		v.Failed = r.principal.text("principal")
 	case !resource:
 		v.Failed = r.resource.text("resource")
-	case !r.appliesTo(ev.federated):
-		v.Failed = "the head names no domain, path or group of the federated trust domain " + broker.TrustDomainOf(string(ev.principals[0].ID))
+	case !r.appliesTo(ev.foreign):
+		of := "the federated trust domain " + broker.TrustDomainOf(string(ev.principals[0].ID))
+		if !ev.who.federated {
+			of = broker.TrustDomainOf(string(ev.principals[0].ID)) + ", as it must for a workload without an SVID"
+		}
+		v.Failed = "the head names no domain, path or group of " + of
 	default:
 		v.byHead = false
 		v.Failed, v.Error = r.failedClause(ev)

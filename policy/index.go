@@ -49,14 +49,14 @@ func pairKey(principal, resource uint32) uint64 { return uint64(principal)<<32 |
 
 // find returns the rules that may apply to an action, a principal and a
 // resource. Both lists hold the entity and all its ancestors.
-func (x *index) find(action int, principals, resources []types.EntityUID, federated bool) candidates {
+func (x *index) find(action int, principals, resources []types.EntityUID, foreign bool) candidates {
 	var p, r [16]uint32 // keeps the usual case off the heap
 	ps, rs := x.lookup(p[:0], principals), x.lookup(r[:0], resources)
 	var found candidates
 	for _, p := range ps {
 		for _, r := range rs {
 			for _, rule := range x.rules[action][pairKey(p, r)] {
-				if rule.appliesTo(federated) {
+				if rule.appliesTo(foreign) {
 					found = append(found, rule)
 				}
 			}

@@ -95,7 +95,7 @@ func randomQuery(r *rand.Rand, in Inputs) broker.Query {
 func scanAll(e *Engine, ev *evaluation) (cedar.Decision, cedar.Diagnostic) {
 	all := cedar.PolicyMap{}
 	for id, r := range e.rules {
-		if r.appliesTo(ev.federated) {
+		if r.appliesTo(ev.foreign) {
 			all[id] = r.policy
 		}
 	}
@@ -160,7 +160,7 @@ func compareWithScan(t *testing.T, e *Engine, q broker.Query, now time.Time, see
 		t.Fatalf("%+v: %v", q, err)
 	}
 	wantEffect, want := scanAll(e, ev)
-	effect, got := cedar.Authorize(e.index.find(ev.action, ev.principals, ev.resources, ev.federated), ev, ev.request)
+	effect, got := cedar.Authorize(e.index.find(ev.action, ev.principals, ev.resources, ev.foreign), ev, ev.request)
 	if effect != wantEffect || !slices.Equal(diagnosed(got), diagnosed(want)) {
 		t.Fatalf("%s %s on %v: index %v %q, scan %v %q", q.Principal.ID, q.Action, ev.resources, effect, diagnosed(got), wantEffect, diagnosed(want))
 	}
@@ -192,7 +192,7 @@ func TestIndexFindsFewCandidates(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if found := e.index.find(ev.action, ev.principals, ev.resources, ev.federated); len(found) == 0 || len(found) > 5 {
+		if found := e.index.find(ev.action, ev.principals, ev.resources, ev.foreign); len(found) == 0 || len(found) > 5 {
 			t.Errorf("%d policies: got %d candidates, want 1 to 5", policies, len(found))
 		}
 	}

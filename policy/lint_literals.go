@@ -111,6 +111,8 @@ func (l *linter) vocabulary(r *rule, m mention) (v vocabulary, closed bool) {
 		return vocabulary{r.noneOf("principals"), "accountable person", accountableOf(l.labelsFor(r)), "correct it or list the person under accountable in attest.workloads"}, true
 	case "principal.trust_domain":
 		return vocabulary{r.noneOf("principals"), "trust domain", l.domainsFor(r), l.adviseDomain(r)}, true
+	case "principal.attested":
+		return vocabulary{r.noneOf("principals"), "attestation", []string{string(broker.AttestedOIDC), string(broker.AttestedSPIFFE)}, "write spiffe or oidc"}, true
 	case "principal.provider":
 		return vocabulary{r.noneOf("principals"), "provider", l.in.Providers, "correct it or configure it in attest.people"}, len(l.in.Providers) > 0
 	case "resource.team":

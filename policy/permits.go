@@ -71,6 +71,7 @@ func readsPrincipal(c ast.ConditionType) (reads bool) {
 // such as those on a ticket, count as met; conditions on the identity and on the scopes
 // are evaluated. An entitlement that the identity never gets is left out.
 func (e *Engine) Permits(who broker.Identity, limit int) (list []*broker.Permit, more bool) {
+	who.Attested = e.assumed(&who)
 	p := e.principals.find(&who)
 	if p == nil {
 		var err error
@@ -85,7 +86,7 @@ func (e *Engine) Permits(who broker.Identity, limit int) (list []*broker.Permit,
 	var found []*standingPermit
 	for _, uid := range append(slices.Clone(p.uids), types.EntityUID{}) {
 		for _, s := range e.standing.permits[uid] {
-			if s.principal.matches(p.uids[0], p.uids) && s.appliesTo(p.federated) && !slices.Contains(found, s) {
+			if s.principal.matches(p.uids[0], p.uids) && s.appliesTo(p.foreign) && !slices.Contains(found, s) {
 				found = append(found, s)
 			}
 		}

@@ -42,6 +42,7 @@ type Inputs struct {
 	Aliases       [][]string                    // accounts of one person each, the main one first
 	HomeDomain    string                        // the broker's own trust domain; all others are federated
 	TrustDomains  []string                      // every domain whose workloads may authenticate, including HomeDomain
+	OIDCDomains   []string                      // those of TrustDomains whose workloads have OIDC tokens, and no SVIDs
 	Internal      []string                      // federated trust domains of the operator's own organization, which need no supplier
 	OrphanGrace   map[broker.Kind]time.Duration // how long workloads of a kind get credentials after the last accountable person ended
 	Providers     []string                      // login providers, such as "login" in "login/ana"; empty: not checked

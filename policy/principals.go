@@ -36,7 +36,8 @@ type principal struct {
 	who       broker.Identity
 	uids      []types.EntityUID // the principal and all its ancestors
 	entity    types.Entity
-	federated bool
+	federated bool       // it is from a federated trust domain
+	foreign   bool       // it is federated, or has no SVID
 	suppliers []string   // sorted names
 	member    *principal // with its suspended memberships; nil: it has none
 }
@@ -44,7 +45,7 @@ type principal struct {
 // isFor reports whether who has the labels that the principal was made from. Proofs
 // differ from call to call; policies don't see them.
 func (p *principal) isFor(who *broker.Identity) bool {
-	return p.who.ID == who.ID && p.who.Kind == who.Kind && p.who.Team == who.Team && slices.Equal(p.who.Accountable, who.Accountable) &&
+	return p.who.ID == who.ID && p.who.Kind == who.Kind && p.who.Attested == who.Attested && p.who.Team == who.Team && slices.Equal(p.who.Accountable, who.Accountable) &&
 		p.who.Purpose == who.Purpose && p.who.Model == who.Model && p.who.Ceiling == who.Ceiling && p.who.Ends.Equal(who.Ends) &&
 		p.who.TrustDomain == who.TrustDomain && slices.Equal(p.who.Paths, who.Paths) && slices.Equal(p.who.Suppliers, who.Suppliers) &&
 		sameClaims(p.who.Person, who.Person)

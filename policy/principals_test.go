@@ -18,6 +18,7 @@ func TestPrincipalIsForgottenWhenLabelsDiffer(t *testing.T) {
 	t.Parallel()
 	notSeen := map[string]string{
 		"Proof":    "policies do not see proofs",
+		"Once":     "policies do not see proofs",
 		"Person":   "TestPersonIsForgottenWhenClaimsDiffer",
 		"Accounts": "accounts are those of people",
 		"Also":     "further proofs of the same identity, which policies do not see",

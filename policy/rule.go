@@ -64,11 +64,11 @@ func (c constraint) matches(uid types.EntityUID, ancestors []types.EntityUID) bo
 }
 
 // appliesTo reports whether the rule may apply to an identity of a federated
-// domain. Forbids always may. Permits may only if the head names the domain, a
-// path in it or a group that lists the identity: a permit for every principal,
-// or for every workload, is meant for the home domain.
-func (r *rule) appliesTo(federated bool) bool {
-	return !federated || !r.permit || !r.principal.uid.IsZero()
+// domain, or one without an SVID. Forbids always may. Permits may only if the head names the
+// domain, a path in it or a group that lists the identity: a permit for every principal,
+// or for every workload, is meant for the workloads of the home domain that have SVIDs.
+func (r *rule) appliesTo(foreign bool) bool {
+	return !foreign || !r.permit || !r.principal.uid.IsZero()
 }
 
 // headActions returns the numbers of the actions in a head. Each appears once, so

@@ -24,6 +24,7 @@ import (
 //	scenarios:
 //	  - name: triage may read tickets            # required
 //	    principal: spiffe://acme.test/agent/triage # required; or login/ana
+//	    attested: oidc                           # of a workload; default: spiffe, unless its trust domain has no SVIDs
 //	    action: request                          # the default
 //	    entitlement: tickets-api                 # required for request, view, revoke and approve
 //	    scopes: [tickets:read]
@@ -81,6 +82,7 @@ type scenario struct {
 type scenarioText struct {
 	Name          string            `yaml:"name"`
 	Principal     string            `yaml:"principal"`
+	Attested      string            `yaml:"attested"`
 	Action        broker.Action     `yaml:"action"`
 	Entitlement   string            `yaml:"entitlement"`
 	Scopes        []string          `yaml:"scopes"`
@@ -398,6 +400,9 @@ func (e *Engine) scenarioQuery(s scenario) (broker.Query, error) {
 	if err != nil {
 		return broker.Query{}, fmt.Errorf("principal: %w", err)
 	}
+	if who.Attested, err = e.ParseAttestation(who, s.Attested); err != nil {
+		return broker.Query{}, fmt.Errorf("attested: %w", err)
+	}
 	q := broker.Query{Principal: who, Action: broker.ActionRequest, SourceIP: s.SourceIP, BreakGlass: s.BreakGlass}
 	if s.Action != "" {
 		q.Action = s.Action
@@ -487,5 +492,6 @@ func (e *Engine) ParsePrincipal(id string) (broker.Identity, error) {
 		return broker.Identity{}, err
 	}
 	who := broker.Identity{ID: id, TrustDomain: broker.TrustDomainOf(id), Paths: broker.SPIFFEPaths(id), Kind: broker.KindWorkload}
+	who.Attested = e.assumed(&who)
 	return e.known.labels.WithLabels(who), nil
 }

@@ -56,6 +56,7 @@ var errorTable = []errorRow{
 	{broker.ErrActorNotAllowed, 403, "invalid_grant", "Another actor is meant", "get a proof of the person that names your SPIFFE ID", clientFault},
 	{broker.ErrProofReplayed, 409, "invalid_grant", "The proof was used before", "get a new proof of the person: each counts once", clientFault},
 	{broker.ErrProofExpired, 401, "invalid_client", "The SVID has expired", "fetch a new SVID and call again", clientFault},
+	{broker.ErrTokenSpent, 401, "invalid_client", "The workload's token was used before", "get a new token from its issuer for each credential, or ask the operators to set one_time: false for the issuer", clientFault},
 	{broker.ErrBlocked, 403, "access_denied", "Blocked", "ask the operators, who blocked this access", clientFault},
 	{broker.ErrDenied, 403, "access_denied", "Denied", "see the reasons; GET /v1/entitlements lists what may be requested", clientFault},
 	{broker.ErrNoLongerAllowed, 403, "access_denied", "No longer allowed", "policy has changed since the approval: file a new request", clientFault},

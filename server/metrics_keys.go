@@ -5,7 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 // A KeySource describes the keys with which proofs of identity are verified. Its names
 // come from the operator's file.
 type KeySource struct {
-	Kind    string         // "bundle" or "provider"
+	Kind    string         // "bundle", "provider" or "workload_issuer"
 	Name    string         // trust domain or provider
 	Keys    map[string]int // keys in use, by what they verify: x509, jwt or sig
 	LeftOut map[string]int // keys not in use, by reason

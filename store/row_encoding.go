@@ -207,8 +207,12 @@ func identityFields(i *broker.Identity, c *coder) {
 	if !c.reading && len(i.Paths) > 0 && i.TrustDomain == broker.TrustDomainOf(i.ID) && slices.Equal(i.Paths, broker.SPIFFEPaths(i.ID)) {
 		domain, paths, derived = "", nil, true
 	}
+	attested := attestationText(i.ID, i.Attested)
 	c.fields(&i.ID, &domain, &paths, (*string)(&i.Kind), (*string)(&i.Proof.Method), &i.Proof.SHA256, &i.Proof.Expires,
-		&i.Team, &i.Accountable, &i.Person, &i.Accounts, &i.Also, &derived, &i.Suppliers, &i.Purpose, &i.Model, &i.Ends)
+		&i.Team, &i.Accountable, &i.Person, &i.Accounts, &i.Also, &derived, &i.Suppliers, &i.Purpose, &i.Model, &i.Ends, &attested)
+	if c.reading {
+		i.Attested = attestationOf(i.ID, attested)
+	}
 	switch {
 	case !c.reading:
 	case derived:
@@ -216,6 +220,30 @@ func identityFields(i *broker.Identity, c *coder) {
 	default:
 		i.TrustDomain, i.Paths = domain, paths
 	}
+}
+
+// The attestation of a workload is stored unless it is spiffe, which that of all workloads was
+// in rows of earlier versions.
+const notAttested = "none"
+
+func attestationText(id string, a broker.Attestation) string {
+	switch isWorkload := broker.TrustDomainOf(id) != ""; {
+	case isWorkload && a == broker.AttestedSPIFFE:
+		return ""
+	case isWorkload && a == "":
+		return notAttested
+	}
+	return string(a)
+}
+
+func attestationOf(id, text string) broker.Attestation {
+	switch isWorkload := broker.TrustDomainOf(id) != ""; {
+	case isWorkload && text == "":
+		return broker.AttestedSPIFFE
+	case isWorkload && text == notAttested:
+		return ""
+	}
+	return broker.Attestation(text)
 }
 
 func personFields(p *broker.Person, c *coder) {
@@ -246,12 +274,16 @@ func approvalFields(a *broker.Approval, c *coder) {
 }
 
 func leaseFields(l *broker.Lease, c *coder) {
+	attested := attestationText(l.Holder, l.Attested)
 	// Tag 14 was the replica that issued the lease.
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
 		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy, &l.Persists,
 		&l.Subject, &l.Actors, &l.Parent, &l.Exchanged, &l.KeyThumbprint,
-		&l.Listed.List, &l.Listed.Index, &l.Details)
+		&l.Listed.List, &l.Listed.Index, &l.Details, &attested)
+	if c.reading {
+		l.Attested = attestationOf(l.Holder, attested)
+	}
 	c.records(&l.Records)
 }
 

@@ -34,15 +34,15 @@ func TestRowsKeepEveryField(t *testing.T) {
 			}
 			if r, ok := r.(*broker.Request); ok {
 				r.Reused, r.Decision.Lasting, r.Decision.Above, r.Void = false, false, "", nil // these are of one answer, and not stored
-				r.Requester.Ceiling = nil                                                      // follows from the rules
+				r.Requester.Ceiling, r.Requester.Once = nil, nil                               // follow from the rules and the call
 				r.Records = nil                                                                // kept by the store: see TestRowsListTheirRecords
 				if d := r.Delegation; d != nil {                                               // the bounds of its proof were checked, and are not stored
 					d.Scopes, d.Resource, d.ID, d.IDUntil, d.MayAct, d.Decision.Lasting = nil, "", "", time.Time{}, nil, false
-					d.Details, d.Subject.Ceiling, d.Decision.Above = nil, nil, ""
+					d.Details, d.Subject.Ceiling, d.Subject.Once, d.Decision.Above = nil, nil, nil, ""
 				}
 			}
 			if s, ok := r.(*broker.Session); ok {
-				s.Who.Ceiling = nil // follows from the rules
+				s.Who.Ceiling, s.Who.Once = nil, nil // follow from the rules and the call
 			}
 			if l, ok := r.(*broker.Lease); ok {
 				l.Records = nil
@@ -70,7 +70,7 @@ func TestRowsKeepEveryField(t *testing.T) {
 // What follows from the ID of a workload is not stored, and everything else is.
 func TestRowsDeriveDomainAndPaths(t *testing.T) {
 	const id = "spiffe://acme.test/agent/triage/7"
-	derived := broker.Identity{ID: id, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(id), Kind: broker.KindAgent}
+	derived := broker.Identity{ID: id, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(id), Kind: broker.KindAgent, Attested: broker.AttestedSPIFFE}
 	change := func(f func(*broker.Identity)) broker.Identity {
 		who := derived
 		f(&who)
@@ -84,6 +84,8 @@ func TestRowsDeriveDomainAndPaths(t *testing.T) {
 		"fewer paths":    change(func(i *broker.Identity) { i.Paths = i.Paths[1:] }),
 		"no paths":       change(func(i *broker.Identity) { i.Paths = nil }),
 		"another id":     change(func(i *broker.Identity) { i.ID = "spiffe://acme.test/agent/other" }),
+		"no SVID":        change(func(i *broker.Identity) { i.Attested = broker.AttestedOIDC }),
+		"not attested":   change(func(i *broker.Identity) { i.Attested = "" }),
 		"a person":       {ID: "login/ana", Kind: broker.KindPerson},
 		"nobody":         {},
 	} {

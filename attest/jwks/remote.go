@@ -111,6 +111,23 @@ func (r *Remote) verifyFresh(ctx context.Context, signed *Signed) error {
 	return err
 }
 
+// Refresh fetches the keys, at most once per FetchInterval, and returns the error of the last
+// fetch. A program that calls it more often than Fresh verifies with VerifyKnown.
+func (r *Remote) Refresh(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refresh(ctx, time.Now())
+}
+
+// VerifyKnown is Verify without a fetch: a key that was published since is unknown.
+func (r *Remote) VerifyKnown(signed *Signed, now time.Time) error {
+	f := r.last.Load()
+	if now.Sub(f.read) >= MaxAge {
+		return errKeysOld
+	}
+	return signed.Verify(f.keys)
+}
+
 // refresh fetches the keys, at most once per FetchInterval: anyone can send tokens with an
 // unknown kid. Keys of that age are fresh. The caller holds mu.
 func (r *Remote) refresh(ctx context.Context, now time.Time) error {

@@ -164,7 +164,7 @@ func newBroker(t testing.TB, log *slog.Logger, providers ...Provider) *Broker {
 }
 
 // files are additions to the files of a broker.
-type files struct{ operator, policies, groups string }
+type files struct{ operator, attest, policies, groups string }
 
 // startBroker is newBroker with additions to its files.
 func startBroker(t testing.TB, log *slog.Logger, extra files, providers ...Provider) *Broker {
@@ -214,6 +214,7 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 	if people != "" {
 		serve, people = serve+", ui, scim", "  people:\n"+people
 	}
+	people = b.extra.attest + people
 	for _, p := range providers {
 		people += p.More
 		for name, text := range p.Files {

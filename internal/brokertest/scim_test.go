@@ -55,7 +55,7 @@ type scimWorld struct {
 func newSCIMWorld(t *testing.T) *scimWorld {
 	t.Helper()
 	login, partner := newProvider(t, "ana", "broker"), newProvider(t, "ana", "broker-at-partner")
-	b := startBroker(t, nil, files{scimOperator, scimPolicies, scimGroups}, login.config("login"), partner.config("partner"))
+	b := startBroker(t, nil, files{operator: scimOperator, policies: scimPolicies, groups: scimGroups}, login.config("login"), partner.config("partner"))
 	login.places[b.URL+"/ui/login/login/callback"] = true
 	partner.places[b.URL+"/ui/login/partner/callback"] = true
 	w := &scimWorld{Broker: b, t: t, login: login}

@@ -52,6 +52,7 @@ func (c *checker) attest() {
 		c.report("attest/trust_domains", "must also list the broker's own trust domain, %q", f.TrustDomain)
 	}
 	c.trust(f)
+	c.oidcWorkloads()
 	c.accountability(f)
 	for i, m := range f.Workloads {
 		c.workload(fmt.Sprintf("attest/workloads/%d", i), m)
@@ -73,9 +74,9 @@ func (c *checker) accountability(f *attestFile) {
 		switch {
 		case domain == f.TrustDomain:
 			c.report(key, "%q is the broker's own trust domain, which is internal anyway: remove it", domain)
-		case !slices.Contains(c.cfg.TrustDomains, domain):
+		case !slices.Contains(c.cfg.AllDomains(), domain):
 			c.report(key, "%q is not in attest.trust_domains%s", domain,
-				cmp.Or(broker.DidYouMean(broker.Nearest(domain, c.cfg.TrustDomains)), ": list it there, or remove it"))
+				cmp.Or(broker.DidYouMean(broker.Nearest(domain, c.cfg.AllDomains())), ": list it there, or remove it"))
 		}
 	}
 	c.cfg.InternalDomains = f.InternalDomains
@@ -100,8 +101,14 @@ func (c *checker) noWorkloadAPI() bool {
 // trust checks the source of trust bundles.
 func (c *checker) trust(f *attestFile) {
 	switch {
+	case f.WorkloadAPI == "" && len(f.Bundles) == 0 && len(f.OIDCWorkloads) > 0:
+		c.cfg.WithoutSVIDs = true
+		if len(f.TrustDomains) > 0 {
+			c.report("attest/trust_domains", "no workload of a trust domain can prove its SVID without workload_api or bundles: add one of them, or remove this key")
+		}
+		return
 	case f.WorkloadAPI == "" && len(f.Bundles) == 0:
-		c.report("attest", "the broker needs trust bundles: write workload_api: unix:///path/to/agent.sock, or bundles: {%s: FILE}", f.TrustDomain)
+		c.report("attest", "the broker needs trust bundles: write workload_api: unix:///path/to/agent.sock, or bundles: {%s: FILE}, or oidc_workloads if no workload has an SVID", f.TrustDomain)
 	case f.WorkloadAPI != "" && len(f.Bundles) > 0:
 		c.report("attest/bundles", "write workload_api or bundles, not both")
 	case f.WorkloadAPI != "":
@@ -172,9 +179,9 @@ func (c *checker) listedID(key, id string) {
 	case err != nil:
 		c.report(key, "%v: write a SPIFFE ID, or a prefix of one that ends at a segment, such as spiffe://%s/agent", err, c.cfg.TrustDomain)
 	case slices.ContainsFunc(c.wrong, func(key string) bool { return strings.HasPrefix(key, "attest/trust_domain") }): // this mistake may follow from it
-	case len(c.cfg.TrustDomains) > 0 && !slices.Contains(c.cfg.TrustDomains, domain):
+	case len(c.cfg.TrustDomains) > 0 && !slices.Contains(c.cfg.AllDomains(), domain):
 		c.report(key, "%q is not in attest.trust_domains%s", domain,
-			cmp.Or(broker.DidYouMean(broker.Nearest(domain, c.cfg.TrustDomains)), ": list it there, or correct the name"))
+			cmp.Or(broker.DidYouMean(broker.Nearest(domain, c.cfg.AllDomains())), ": list it there, or correct the name"))
 	}
 }
 

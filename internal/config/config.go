@@ -49,6 +49,8 @@ type Config struct {
 	TrustDomain    string
 	TrustDomains   []string
 
+	WithoutSVIDs    bool // workloads have OIDC tokens only
+	WorkloadIssuers []WorkloadIssuer
 	InternalDomains []string
 	OrphanGrace     map[broker.Kind]time.Duration
 	Audiences       []string
@@ -175,7 +177,7 @@ func (c *Config) Engine() (*policy.Engine, error) {
 	}
 	engine, err := policy.Load(policy.Inputs{
 		FS: os.DirFS(c.Policies), Catalogue: c.Catalogue, Labels: c.Labels, Aliases: c.Aliases,
-		HomeDomain: c.TrustDomain, TrustDomains: c.TrustDomains, Internal: c.InternalDomains, OrphanGrace: c.OrphanGrace, Providers: c.ProviderNames(), Channels: c.Channels(), TicketStates: c.ticketStates(), TicketWindows: c.ticketWindows(),
+		HomeDomain: c.TrustDomain, TrustDomains: c.AllDomains(), OIDCDomains: c.OIDCDomains(), Internal: c.InternalDomains, OrphanGrace: c.OrphanGrace, Providers: c.ProviderNames(), Channels: c.Channels(), TicketStates: c.ticketStates(), TicketWindows: c.ticketWindows(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("policies in %s do not load:\n%w", c.Policies, c.locate(err))
@@ -250,6 +252,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"attest.trust_domains", c.TrustDomains, fresh.TrustDomains},
 		{"attest.audiences", c.Audiences, fresh.Audiences},
 		{"attest.workload_api", c.WorkloadAPI, fresh.WorkloadAPI},
+		{"attest.oidc_workloads", c.WorkloadIssuers, fresh.WorkloadIssuers},
 		{"attest.people", c.Providers, fresh.Providers},
 		{"server.sessions", []time.Duration{c.SessionIdle, c.SessionLasts}, []time.Duration{fresh.SessionIdle, fresh.SessionLasts}},
 		{"server.ticket_url", c.TicketURL, fresh.TicketURL},

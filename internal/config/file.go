@@ -134,6 +134,8 @@ type attestFile struct {
 	OrphanGrace     orphanGraceFile `yaml:"orphan_grace"`
 
 	People map[string]personFile `yaml:"people"`
+
+	OIDCWorkloads map[string]workloadIssuerFile `yaml:"oidc_workloads"`
 }
 
 type orphanGraceFile struct {

@@ -105,6 +105,9 @@ func (s *Service) keySources() (list []server.KeySource) {
 	if s.trust != nil {
 		add("bundle", s.trust.KeySources(now))
 	}
+	if s.workloads != nil {
+		add("workload_issuer", s.workloads.KeySources(now))
+	}
 	if s.people != nil {
 		add("provider", s.people.KeySources(now))
 	}

@@ -139,7 +139,7 @@ func (m *mcpService) authenticate(r *http.Request) (who broker.Identity, err err
 	case certified.ID != "" && certified.ID != who.ID:
 		return broker.Identity{}, &broker.Refusal{Err: broker.ErrTwoIdentities, Detail: "the certificate and the access token are of different identities: send the token over a connection of its own"}
 	case certified.ID != "":
-		who = who.WithProof(certified.Proof)
+		who = who.With(certified)
 	}
 	grant.proof = proof
 	server.Attach(r, grant)
@@ -182,7 +182,7 @@ func (m *mcpService) present(r *http.Request, header string) (t attest.PersonalT
 // bearer returns the identity of a caller with a token: of a person with one of their
 // provider, otherwise of the workload to which the broker issued it.
 func (m *mcpService) bearer(r *http.Request, t attest.PersonalToken, certified broker.Identity) (who broker.Identity, grant mcpGrant, err error) {
-	if m.s.people == nil || !m.s.people.Issues(t.Token) {
+	if m.s.people == nil || !m.s.people.Issues(t.Token) || m.s.workloads.Issues(t.Token) {
 		return m.holder(r.Context(), &t.SubjectToken, certified)
 	}
 	who, grant.scopes, err = m.s.people.AccessToken(r.Context(), t)
@@ -202,6 +202,8 @@ func (m *mcpService) holder(ctx context.Context, t *broker.SubjectToken, certifi
 		return who, grant, err
 	case l == nil && attest.IsJWTSVID(t.Token):
 		return who, grant, unproven("a JWT-SVID is not an access token: " + m.howToExchange() + ", and send that")
+	case l == nil && m.s.workloads.Issues(t.Token):
+		return who, grant, unproven("an OIDC token of a workload is not an access token: " + m.howToExchange() + ", and send that")
 	case l == nil:
 		return who, grant, unproven("this is no access token for " + m.resource + ", or it is not active: " + m.howToExchange())
 	case l.KeyThumbprint.IsZero() && !t.Key.IsZero():
@@ -220,7 +222,7 @@ func (m *mcpService) holder(ctx context.Context, t *broker.SubjectToken, certifi
 		return who, grant, unproven("the access token was not issued to a workload")
 	}
 	return broker.Identity{
-		ID: l.Holder, Kind: broker.KindWorkload, TrustDomain: domain, Paths: broker.SPIFFEPaths(l.Holder),
+		ID: l.Holder, Kind: broker.KindWorkload, Attested: l.Attested, TrustDomain: domain, Paths: broker.SPIFFEPaths(l.Holder),
 		Proof: broker.Proof{Method: broker.MethodBrokerToken, SHA256: sha256.Sum256([]byte(t.Token)), Expires: l.Expires},
 	}, mcpGrant{scopes: l.Scopes}, nil
 }

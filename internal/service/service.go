@@ -85,7 +85,8 @@ type Service struct {
 	dpop         *dpop.Verifier
 	trust        *attest.Source
 	verifier     *attest.Verifier
-	people       *attest.People // nil: no provider is configured
+	workloads    *attest.WorkloadIssuers // nil: no issuer of OIDC tokens is configured
+	people       *attest.People          // nil: no provider is configured
 	passkeys     *attest.Passkeys
 	broker       *broker.Broker
 	ledger       *membership.Ledger
@@ -223,7 +224,7 @@ const agentWait = 5 * time.Second
 func (s *Service) openTrust(ctx context.Context) (err error) {
 	c := s.config
 	s.trust, err = attest.Open(ctx, attest.Config{
-		TrustDomain: c.TrustDomain, TrustDomains: c.TrustDomains, WorkloadAPI: c.WorkloadAPI, Bundles: c.Bundles, BundleMaxAge: c.BundleMaxAge, Log: s.log,
+		TrustDomain: c.TrustDomain, TrustDomains: c.TrustDomains, WorkloadAPI: c.WorkloadAPI, Bundles: c.Bundles, BundleMaxAge: c.BundleMaxAge, WithoutSVIDs: c.WithoutSVIDs, Log: s.log,
 		// Without an agent, no workload can authenticate. The broker still starts,
 		// because the reaper, people and the admin socket can end leases.
 		StartWithoutAgent: true, StartTimeout: agentWait,
@@ -231,11 +232,14 @@ func (s *Service) openTrust(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if s.trust.Generation() == 0 {
+	if s.trust.Generation() == 0 && !c.WithoutSVIDs {
 		s.log.WarnContext(ctx, "waiting for the Workload API: no workload can authenticate, and nothing is issued to workloads", "address", c.WorkloadAPI, "err", s.trust.Ready())
 	}
+	if err := s.openWorkloads(ctx); err != nil {
+		return err
+	}
 	s.verifier = attest.NewVerifier(attest.VerifierConfig{
-		Source: s.trust, Audiences: c.Audiences,
+		Source: s.trust, Audiences: c.Audiences, Workloads: s.workloads,
 		OnFailure: func(method broker.Method, cause string) { s.metrics.AttestFailed(string(method), cause) },
 	})
 	return nil
@@ -367,7 +371,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 			{Name: "disk", Check: func(context.Context) error { return s.store.Degraded() }},
 			{Name: "trust", Check: func(context.Context) error { return s.trust.Ready() }},
 		},
-		Warnings: []server.Check{{Name: "trust", Check: func(context.Context) error { return s.trust.Degraded() }}},
+		Warnings: s.readyWarnings(),
 		Metrics:  s.metrics, Logger: s.log,
 	}
 }

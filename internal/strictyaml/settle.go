@@ -216,6 +216,10 @@ func asString(node ast.Node) ast.Node {
 	return node
 }
 
+// Joined returns the text of a scalar that the library split at its colons, for types that
+// decode themselves. It reports false for any other node.
+func Joined(node ast.Node) (string, bool) { return rejoin(node) }
+
 // rejoin returns the text of a scalar that the library split at its colons. In a flow
 // mapping, it reads [tickets:read] as a list of a mapping, although no space follows the
 // colon (YAML 1.2.2, section 7.3.3; goccy/go-yaml#832). rejoin reports false for any

@@ -69,6 +69,10 @@
 // the live leases of a holder and the expired rows that Sweep deletes are found
 // there. A lease takes 48 to 128 bytes (lease_set.go).
 //
+// What may be used once, such as a proof of possession, has a row until it expires, in the
+// order of expiry. Whether something was used is answered from memory (spent.go): 30 bytes for
+// each of the last minutes' proofs.
+//
 // The log is one row per record. The row also has the hashes of the tree nodes
 // that the record completes: node n of a level is in record ((n+1)<<level)-1.
 // So appending a record writes one row, and a proof reads a few rows by key.

@@ -125,6 +125,8 @@ func (g *group) writeRow(ctx context.Context, r *row) error {
 			return err
 		}
 		return g.writeRests(ctx, r)
+	case r.table == spent:
+		return g.w.writeUsed(ctx, r)
 	}
 	g.w.scratch.args = append(append(g.w.scratch.args[:0], r.id, r.body), r.extra...)
 	if err := g.w.exec(ctx, upserts[r.table], g.w.scratch.args...); err != nil {

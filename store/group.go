@@ -184,11 +184,18 @@ func (g *group) prefetch(ctx context.Context, members []*member) error {
 	loaded := false
 	for _, m := range members {
 		for _, key := range m.reads {
-			if _, ok := key.(broker.StandingKey); ok && !loaded {
-				if err := g.s.loadStandings(ctx); err != nil {
+			switch key.(type) {
+			case broker.StandingKey:
+				if !loaded {
+					if err := g.s.loadStandings(ctx); err != nil {
+						return err
+					}
+					loaded = true
+				}
+			case broker.SpentKey:
+				if err := g.w.loadUsed(ctx); err != nil {
 					return err
 				}
-				loaded = true
 			}
 			if g.w.remembers(key) {
 				continue
@@ -215,16 +222,14 @@ func (g *group) prefetch(ctx context.Context, members []*member) error {
 	return nil
 }
 
-// remembers reports whether the row of a key is in the writer's memory: all blocks
-// are, and the revision in force once it has been read.
+// remembers reports whether the row of a key is in memory: all blocks, standings and what was
+// used are, and the revision in force once it has been read.
 func (w *writer) remembers(key broker.Key) bool {
 	switch key.(type) {
-	case broker.BlockKey:
+	case broker.BlockKey, broker.StandingKey, broker.SpentKey:
 		return true
 	case broker.RevisionKey:
 		return w.revision != nil
-	case broker.StandingKey:
-		return true
 	}
 	return false
 }
@@ -361,6 +366,7 @@ func (g *group) adopt(s *Store) {
 	if body := g.body(broker.RevisionKey{}); body != nil {
 		w.revision = bytes.Clone(body)
 	}
+	w.used.follow(g)
 	s.holdings.follow(g)
 	s.standings.follow(g)
 	s.recent.follow(g)

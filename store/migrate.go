@@ -83,8 +83,8 @@ const migration10 = standingTables + directoryTables + inventoryTables + tallyTa
 // the code that uses it.
 const migration11 = spentTables + statusListTables
 
-// migration12 adds what requests carry, next to the code that uses it.
-const migration12 = carriedTables
+// migration12 adds what requests carry and what was used, each next to the code that uses it.
+const migration12 = carriedTables + usedTables
 
 // fills are the parts of a migration that SQL cannot do, by version.
 var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices, 9: fillPeople}

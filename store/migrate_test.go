@@ -9,7 +9,8 @@ import (
 )
 
 // setBack takes the schema of a database back to an earlier version: it drops the tables,
-// indexes and columns that the version did not have, and creates those that it had. It does not change the rows.
+// indexes and columns that the version did not have, and creates those that it had. It does
+// not change the rows.
 func setBack(t *testing.T, s *Store, version int) {
 	t.Helper()
 	earlier, err := sql.Open(driverName, filepath.Join(t.TempDir(), "earlier.db"))
@@ -43,13 +44,15 @@ func setBack(t *testing.T, s *Store, version int) {
 			steps = append(steps, "DROP TABLE "+name)
 		}
 	}
-	for name := range had["index"] {
-		if _, known := schemaParts(t, s.w.conn)["index"][name]; !known {
-			var create string
-			if err := earlier.QueryRowContext(t.Context(), "SELECT sql FROM sqlite_master WHERE name = ?", name).Scan(&create); err != nil {
-				t.Fatal(err)
+	for _, kind := range []string{"table", "index"} {
+		for name := range had[kind] {
+			if _, known := schemaParts(t, s.w.conn)[kind][name]; !known {
+				var create string
+				if err := earlier.QueryRowContext(t.Context(), "SELECT sql FROM sqlite_master WHERE name = ?", name).Scan(&create); err != nil {
+					t.Fatal(err)
+				}
+				steps = append(steps, create)
 			}
-			steps = append(steps, create)
 		}
 	}
 	for _, back := range append(steps, fmt.Sprintf("PRAGMA user_version = %d", version)) {

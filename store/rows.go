@@ -74,7 +74,7 @@ var tables = [tableCount]struct {
 	revision:    {"revision", 0, nil},
 	memberships: {"memberships", 32, []string{"issuer", "holder", "differs", "expires"}},
 	collected:   {"collected", 16, nil},
-	spent:       {"spent", 32, []string{"expires"}},
+	spent:       {"used", 32, nil}, // see spent.go
 	standings:   {"standings", 0, []string{"due", "idle"}},
 	signals:     {"signals", 0, []string{"expires"}},
 	streams:     {"streams", 0, nil},

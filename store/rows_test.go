@@ -158,6 +158,9 @@ func TestEveryRowIsStored(t *testing.T) {
 	for _, r := range allRows() {
 		fillValue(t, reflect.ValueOf(r).Elem(), 1)
 		put(t, s, r)
+		if _, ok := r.(*broker.Spent); ok {
+			continue // spent_test.go
+		}
 		if got, err := get(t, s, r.Key()); err != nil || got.Key() != r.Key() {
 			t.Errorf("%T is read as %+v, %v", r, got, err)
 		}

@@ -137,8 +137,11 @@ func (s *Store) openReaders(ctx context.Context, path string) (err error) {
 	}
 	for t := range s.gets {
 		query := "SELECT body FROM " + tables[t].name + " WHERE id = ?"
-		if table(t) == leases {
+		switch table(t) {
+		case leases:
 			query = selectLease
+		case spent:
+			continue
 		}
 		if s.gets[t], err = s.readers.PrepareContext(ctx, query); err != nil {
 			return err

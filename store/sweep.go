@@ -20,7 +20,7 @@ const sweepBatch = 500
 // counts of live leases read the rows that it has not deleted yet.
 func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	var total int64
-	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins, deliveries, signals, spent, directoryUsers, directoryGroups, directoryMembers, scimTokens, statusLists} {
+	for _, t := range []table{idempotency, counters, asks, sessions, logouts, logins, deliveries, signals, directoryUsers, directoryGroups, directoryMembers, scimTokens, statusLists} {
 		for {
 			n, err := s.sweep(ctx, t, now)
 			if err != nil {
@@ -51,6 +51,11 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 		if deleted < sweepBatch {
 			break
 		}
+	}
+	if n, err := s.sweepUsed(ctx, now); err != nil {
+		return total, fmt.Errorf("sweeping what was used: %w", err)
+	} else {
+		total += n
 	}
 	if n, err := s.sweepHeldSignals(ctx); err != nil {
 		return total, fmt.Errorf("sweeping held events: %w", err)

@@ -53,6 +53,8 @@ func (g *group) body(key broker.Key) []byte {
 	case broker.StandingKey:
 		body, _ := g.s.standings.get(k)
 		return body
+	case broker.SpentKey:
+		return g.w.used.body(k)
 	}
 	return g.fetched[key]
 }

@@ -38,7 +38,11 @@ func (v *viewTx) Get(key broker.Key) (broker.Row, error) {
 	}
 	var body, lease []byte
 	dest := []any{&body, &lease}
-	if t != leases {
+	switch t {
+	case leases:
+	case spent:
+		return nil, errUsed
+	default:
 		dest = dest[:1]
 	}
 	err = v.tx.StmtContext(v.ctx, v.s.gets[t]).QueryRowContext(v.ctx, id).Scan(dest...)

@@ -38,6 +38,7 @@ type writer struct {
 	blocksVersion int64                      // of blocks; the head row has the version of the table
 	kinds         map[leaseKind]int32
 	carriedSince  []byte // see carried.go
+	used          *used  // nil: not read yet
 	revision      []byte // body of the revision in force, which every issuance reads; nil: not read yet
 	uncopied      int    // pages written since Run was last woken
 
@@ -127,7 +128,7 @@ func (w *writer) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the head of the log: %w", err)
 	}
-	w.revision = nil // the next group that needs it reads it
+	w.revision, w.used = nil, nil // the next group that needs them reads them
 	if err := w.loadTree(ctx); err != nil {
 		return err
 	}

@@ -83,7 +83,7 @@ var ours = map[string][]string{
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
-		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/handoff", "internal/screen", "internal/visible", "agent", "egress", "agent/pipeline", "agent/tokensource", "api", "mcp", "policy", "audit", "audit/verify",
+		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/handoff", "internal/screen", "internal/visible", "egress", "egress/forward", "agent", "agent/pipeline", "agent/tokensource", "api", "mcp", "policy", "audit", "audit/verify",
 		"broker/evidence",           // a report from an export
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},
@@ -104,7 +104,7 @@ var rooms = map[string][]string{
 	"database/sql":                           {"store"},
 	"golang.org/x/mod":                       {"audit", "audit/verify", "store"},
 	"golang.org/x/crypto":                    {"issuers/vault"}, // SSH certificates
-	"github.com/prometheus/client_golang":    {"server"},
+	"github.com/prometheus/client_golang":    {"server", "egress/forward"},
 	"github.com/spf13/cobra":                 {"cmd/broker"},
 	"github.com/goccy/go-yaml":               {"internal/strictyaml", "policy", "internal/config"}, // the last two walk the tree
 	"golang.org/x/time":                      {"tickets", "server", "broker"},

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) mcpCommand() *cobra.Command {
-	var socket mcpSocket
+	var socket peerSocket
 	var flags callFlags
 	var printConfig bool
 	c := &cobra.Command{
@@ -71,7 +71,7 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 				server := mcp.New(mcp.Config{Version: service.ReadBuild().Version, Logger: log, Calls: calls.transport})
 				return calls.while(ctx, func(ctx context.Context) error {
 					if socket.path != "" {
-						return socket.serve(ctx, log, func(ctx context.Context, stream io.ReadWriteCloser) error {
+						return socket.serveMCP(ctx, log, func(ctx context.Context, stream io.ReadWriteCloser) error {
 							return server.Run(ctx, client, stream, stream)
 						})
 					}
@@ -81,7 +81,7 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 		},
 	}
 	c.Flags().StringVar(&socket.path, "socket", "", "listen on this Unix socket instead of standard input and output")
-	c.Flags().StringVar(&socket.peer, "peer", "", "with --socket: the user who may connect, by name or number (default: the user of this process)")
+	socket.addPeer(c)
 	flags.add(c, a)
 	c.Flags().BoolVar(&printConfig, "print-config", false, "print the configuration for a client, and exit")
 	a.client.addPerson(c)

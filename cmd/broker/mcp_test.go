@@ -69,9 +69,9 @@ func TestSocketOfAnotherUser(t *testing.T) {
 			path := filepath.Join(dir, "s.sock")
 			ctx, stop := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
-			socket := mcpSocket{path: path, peer: test.peer}
+			socket := peerSocket{path: path, peer: test.peer}
 			go func() {
-				ended <- socket.serve(ctx, slog.New(slog.DiscardHandler), func(_ context.Context, s io.ReadWriteCloser) error {
+				ended <- socket.serveMCP(ctx, slog.New(slog.DiscardHandler), func(_ context.Context, s io.ReadWriteCloser) error {
 					_, err := io.WriteString(s, `{"id":2,"result":"served"}`+"\n")
 					return err
 				})

@@ -125,12 +125,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return errors.Join(s.outer.Shutdown(ctx), s.inner.Shutdown(ctx), s.Close())
 }
 
-// authorized reports whether a request has the proxy's token (RFC 9110, section 11.7.2,
+// hasToken reports whether a request has the token of a proxy (RFC 9110, section 11.7.2,
 // with the Basic scheme of RFC 7617).
-func (s *Server) authorized(r *http.Request) bool {
-	if s.cfg.Token == "" {
-		return true
-	}
+func hasToken(r *http.Request, token [sha256.Size]byte) bool {
 	values := r.Header.Values("Proxy-Authorization")
 	if len(values) != 1 {
 		return false
@@ -141,19 +138,18 @@ func (s *Server) authorized(r *http.Request) bool {
 		return false
 	}
 	got := sha256.Sum256(pair)
-	return subtle.ConstantTimeCompare(got[:], s.token[:]) == 1
+	return subtle.ConstantTimeCompare(got[:], token[:]) == 1
 }
 
 // serveOuter serves what a client sends to the proxy itself.
 func (s *Server) serveOuter(w http.ResponseWriter, r *http.Request) {
-	if !s.authorized(r) {
-		w.Header().Set("Proxy-Authenticate", `Basic realm="Access Broker proxy"`)
-		refusal := &egress.Refusal{Code: CodeToken, What: "This proxy belongs to another process", Next: "start the program with \"broker proxy -- COMMAND\""}
+	if s.cfg.Token != "" && !hasToken(r, s.token) {
+		w.Header().Set("Proxy-Authenticate", challenge)
 		if r.Method == http.MethodConnect {
-			s.refuseTunnel(w, r, http.StatusProxyAuthRequired, refusal)
+			s.refuseTunnel(w, r, http.StatusProxyAuthRequired, foreign)
 			return
 		}
-		s.refuse(w, r, refusal)
+		s.refuse(w, r, foreign)
 		return
 	}
 	switch {

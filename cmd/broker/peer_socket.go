@@ -13,39 +13,80 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"accessbroker.internal/internal/service"
 )
 
-// An mcpSocket is a Unix socket that belongs to one caller.
-type mcpSocket struct {
+// A peerSocket is a Unix socket that belongs to one caller.
+type peerSocket struct {
 	path string
 	peer string // of --peer
+}
+
+// addPeer adds --peer. The command adds --socket, because the words differ.
+func (p *peerSocket) addPeer(c *cobra.Command) {
+	c.Flags().StringVar(&p.peer, "peer", "", "with --socket: the user who may connect, by name or number (default: the user of this process)")
+}
+
+// listen returns a listener that accepts the connections of the caller alone. refuse
+// tells any other why its connection ends.
+func (p *peerSocket) listen(log *slog.Logger, refuse func(net.Conn, error)) (*peerListener, error) {
+	uid, err := userID(p.peer)
+	if err != nil {
+		return nil, err
+	}
+	l, err := service.ListenSocket(p.path)
+	if err != nil {
+		return nil, err
+	}
+	if uid != os.Geteuid() {
+		if err := l.Give(uid); err != nil {
+			_ = l.Close()
+			return nil, fmt.Errorf("giving the socket to --peer: %w", err)
+		}
+	}
+	return &peerListener{Socket: l, claim: &claim{uid: uid}, log: log, refuse: refuse}, nil
+}
+
+// A peerListener is the listener of a peerSocket.
+type peerListener struct {
+	*service.Socket
+	claim  *claim
+	log    *slog.Logger
+	refuse func(net.Conn, error)
+}
+
+// Accept returns the next connection of the caller.
+func (l *peerListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Socket.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if err := l.claim.take(c); err != nil {
+			l.log.Warn("connection refused", "err", err)
+			l.refuse(c, err)
+			continue
+		}
+		return c, nil
+	}
 }
 
 // maxMCPStreams bounds the connections of the caller.
 const maxMCPStreams = 16
 
-// serve accepts the connections of the caller until ctx ends.
-func (m *mcpSocket) serve(ctx context.Context, log *slog.Logger, each func(context.Context, io.ReadWriteCloser) error) error {
-	uid, err := userID(m.peer)
-	if err != nil {
-		return err
-	}
-	l, err := service.ListenSocket(m.path)
+// serveMCP serves the connections of the caller until ctx ends.
+func (p *peerSocket) serveMCP(ctx context.Context, log *slog.Logger, each func(context.Context, io.ReadWriteCloser) error) error {
+	l, err := p.listen(log, refuseStream)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = l.Close() }() // ends Accept below, then again without effect
-	if uid != os.Geteuid() {
-		if err := l.Give(uid); err != nil {
-			return fmt.Errorf("giving the socket to --peer: %w", err)
-		}
-	}
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
-	streams, claim := new(errgroup.Group), &claim{uid: uid}
+	streams := new(errgroup.Group)
 	streams.SetLimit(maxMCPStreams)
 	for {
 		c, err := l.Accept()
@@ -55,11 +96,6 @@ func (m *mcpSocket) serve(ctx context.Context, log *slog.Logger, each func(conte
 			return nil
 		case err != nil:
 			return fmt.Errorf("accepting a connection: %w", err)
-		}
-		if err := claim.take(c); err != nil {
-			log.Warn("connection refused", "err", err)
-			refuseStream(c, err)
-			continue
 		}
 		if !streams.TryGo(func() error { serveStream(ctx, log, c, each); return nil }) {
 			refuseStream(c, fmt.Errorf("this socket serves at most %d connections", maxMCPStreams))

@@ -89,6 +89,9 @@ func forms(part string) (list []needle) {
 	for _, escaped := range escaped(part) {
 		for _, once := range aligned(escaped) {
 			add(once, true)
+			if escaped != part {
+				continue
+			}
 			for _, twice := range aligned(once) {
 				add(twice, true)
 			}

@@ -30,13 +30,13 @@ const maxIndent = 32
 
 // afterBreak returns the place after the line break at a place, which can be escaped, and
 // after the blanks that follow it. It returns the place itself if there is no break.
-func (t *text) afterBreak(at, level int) (next int, cut bool) {
+func (t *text) afterBreak(at int) (next int, cut bool) {
 	next = at
 	for _, c := range []byte("\r\n") {
 		if next >= len(t.b) {
 			return next, true
 		}
-		u, cut := decode(t.b[next:], level)
+		u, cut := decode(t.b[next:], depth)
 		if cut {
 			return next, true
 		}
@@ -127,42 +127,42 @@ func (m *match) ends(k int) {
 // literals follows the needle while the text cannot be read in another way.
 func (m *match) literals(s state) state {
 	want, b := m.n.text, m.t.b
-	for s.k < len(want) && s.at < len(b) && !introduces[b[s.at]] && same(b[s.at], want[s.k]) {
+	for s.k < len(want) && s.at < len(b) && !introduces[b[s.at]] && fold[b[s.at]] == want[s.k] {
 		s.k++
 		s.at++
 	}
 	return s
 }
 
-// same reports whether a byte of the text is a byte of the needle. A form writes "+" for
-// a space.
-func same(got, want byte) bool { return fold[got] == want || got == '+' && want == ' ' }
-
 // branch follows each way in which the text at one place can be read.
 func (m *match) branch(s state) {
 	c := m.t.b[s.at]
 	if !introduces[c] {
 		if c == '\r' || c == '\n' {
-			m.wrap(s, 0)
+			m.wrap(s)
 		}
 		return
 	}
-	before := 0
-	for level := range depth + 1 {
-		u, cut := decode(m.t.b[s.at:], level)
+	src := m.t.b[s.at:]
+	for u, level := literal(c), 0; ; level++ {
+		if m.fits(u, s.k) {
+			m.push(s.k+u.n, s.at+u.size)
+		}
+		if u.is('\r') || u.is('\n') {
+			m.wrap(s)
+		}
+		if level == depth || u.n != 1 || !introduces[u.text[0]] {
+			return
+		}
+		next, cut := decodeOnce(src, u, level)
 		if cut {
 			m.ends(s.k)
 			return
 		}
-		if u.size == before {
-			continue
+		if next.size == u.size {
+			return
 		}
-		before = u.size
-		if m.fits(u, s.k) {
-			m.push(s.k+u.n, s.at+u.size)
-		} else if u.is('\r') || u.is('\n') {
-			m.wrap(s, level)
-		}
+		u = next
 	}
 }
 
@@ -180,11 +180,11 @@ func (m *match) fits(u unit, k int) bool {
 }
 
 // wrap follows the needle after a line break.
-func (m *match) wrap(s state, level int) {
+func (m *match) wrap(s state) {
 	if !m.n.wrapped || s.k == 0 || !m.t.full(s.at) {
 		return
 	}
-	next, cut := m.t.afterBreak(s.at, level)
+	next, cut := m.t.afterBreak(s.at)
 	if cut {
 		m.ends(s.k)
 	} else if next > s.at {

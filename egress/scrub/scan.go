@@ -23,7 +23,7 @@ func (c *scan) run(b []byte) int {
 	c.text.b = b
 	c.hold = len(b)
 	c.search()
-	if c.partial {
+	if c.partial && len(b) > 0 {
 		c.rest()
 	}
 	if c.last {
@@ -32,33 +32,27 @@ func (c *scan) run(b []byte) int {
 	return c.hold
 }
 
-// search tries every needle at every place.
-func (c *scan) search() {
-	for at := range c.text.b {
-		for i := range c.s.needles {
-			c.try(&c.s.needles[i], 0, at, at)
-		}
-	}
-}
-
 // rest searches the start of the text for the rest of a secret.
 func (c *scan) rest() {
 	for i := range c.s.needles {
 		n := &c.s.needles[i]
 		for k := 1; k <= len(n.text)-MinLength; k++ {
-			c.try(n, k, 0, 0)
+			if b := c.text.b[0]; introduces[b] || fold[b] == n.text[k] {
+				c.try(n, k, 0, 0)
+			}
 		}
 	}
 }
 
-// try follows a needle from one of its places. The occurrence starts at start.
+// try follows a needle from its k-th byte. The occurrence starts at start, and the bytes
+// from there are those of the needle before k.
 func (c *scan) try(n *needle, k, at, start int) {
 	c.m.start(&c.text, n, k, at)
 	c.m.run()
 	end := c.m.end
 	if c.m.cut {
 		c.hold = min(c.hold, start)
-		if c.last && c.m.reached-k >= MinLength {
+		if c.last && c.m.reached-k+at-start >= MinLength {
 			end = len(c.text.b)
 		}
 	}

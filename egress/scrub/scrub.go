@@ -14,12 +14,17 @@ import (
 type Scrubber struct {
 	secrets []string
 	needles []needle
+	index   *index // nil without needles
 }
 
 // New returns a Scrubber for secrets. It ignores secrets that are too short.
 func New(secrets ...string) *Scrubber {
 	list := slices.Compact(slices.Sorted(slices.Values(secrets)))
-	return &Scrubber{secrets: list, needles: needles(list)}
+	s := &Scrubber{secrets: list, needles: needles(list)}
+	if s.scrubs() {
+		s.index = newIndex(s.needles)
+	}
+	return s
 }
 
 // Of returns a Scrubber for the secret fields of credentials.
@@ -63,7 +68,7 @@ func Secrets(c *api.Credential) (list []string) {
 
 // String returns a text without the secrets.
 func (s *Scrubber) String(in string) string {
-	if len(s.needles) == 0 || len(in) < MinLength {
+	if !s.scrubs() || len(in) < MinLength {
 		return in
 	}
 	c := scan{s: s, last: true}

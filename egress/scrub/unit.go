@@ -2,6 +2,7 @@ package scrub
 
 import (
 	"html"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -30,32 +31,37 @@ func literal(c byte) unit { return unit{text: [utf8.UTFMax]byte{c}, n: 1, size: 
 // Text that is no escape stands for itself. It reports as cut that src may end within
 // an escape.
 func decode(src []byte, level int) (u unit, cut bool) {
-	if level == 0 || !introduces[src[0]] {
-		return literal(src[0]), false
+	u = literal(src[0])
+	for l := 1; l <= level && u.n == 1 && introduces[u.text[0]]; l++ {
+		next, cut := decodeOnce(src, u, l-1)
+		if cut || next.size == u.size {
+			return next, cut
+		}
+		u = next
 	}
-	u, cut = decode(src, level-1)
-	if cut || u.n != 1 || !introduces[u.text[0]] {
-		return u, cut
-	}
-	e := escape{src: src, at: u.size, level: level - 1}
-	var text unit
+	return u, false
+}
+
+// decodeOnce returns what an introducer stands for, whose own level of escapes is below.
+// It returns the introducer if no escape follows. In text that was escaped more than
+// once, the introducer was escaped each time, so that an introducer that was not begins
+// no escape of a higher level.
+func decodeOnce(src []byte, introducer unit, below int) (u unit, cut bool) {
+	e := escape{src: src, at: introducer.size, level: below}
 	var ok bool
-	switch u.text[0] {
+	switch introducer.text[0] {
 	case '%':
-		text, ok = e.percent()
+		u, ok = e.percent()
 	case '\\':
-		text, ok = e.backslash()
+		u, ok = e.backslash()
 	default:
-		text, ok = e.entity()
+		u, ok = e.entity()
 	}
-	if e.cut {
-		return u, true
+	if e.cut || !ok || e.at > maxUnit {
+		return introducer, e.cut
 	}
-	if !ok || e.at > maxUnit {
-		return u, false
-	}
-	text.size = e.at
-	return text, false
+	u.size = e.at
+	return u, false
 }
 
 // An escape reads the characters of an escape, each of which can be escaped itself.
@@ -74,6 +80,10 @@ func (e *escape) next() (u unit, ok bool) {
 	if e.at >= len(e.src) {
 		e.cut = true
 		return u, false
+	}
+	if c := e.src[e.at]; e.level == 0 || !introduces[c] {
+		e.at++
+		return literal(c), true
 	}
 	u, cut := decode(e.src[e.at:], e.level)
 	if cut {
@@ -225,7 +235,8 @@ func (e *escape) entity() (unit, bool) {
 			return u, false
 		}
 		if u.is(';') {
-			return named(name[:n+1])
+			u, ok = names[string(name[:n+1])]
+			return u, ok
 		}
 	}
 	return u, false
@@ -254,33 +265,23 @@ func isAlnum(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z'
 }
 
-// names are the characters of ASCII that have names in HTML.
-var names = func() map[string]byte {
-	m := map[string]byte{}
-	for _, name := range []string{
-		"quot", "amp", "lt", "gt", "apos", "QUOT", "AMP", "LT", "GT", "Tab", "NewLine", "excl", "num", "dollar", "percnt",
-		"lpar", "rpar", "ast", "midast", "plus", "comma", "period", "sol", "colon", "semi", "equals", "quest", "commat",
-		"lsqb", "lbrack", "bsol", "rsqb", "rbrack", "Hat", "lowbar", "UnderBar", "grave", "DiacriticalGrave",
-		"lcub", "lbrace", "verbar", "vert", "VerticalLine", "rcub", "rbrace",
-	} {
-		m[name] = html.UnescapeString("&" + name + ";")[0]
+// names are the characters of ASCII and Latin-1 that have names in HTML.
+var names = func() map[string]unit {
+	m := map[string]unit{}
+	for name := range strings.FieldsSeq(`quot amp lt gt apos QUOT AMP LT GT Tab NewLine excl num dollar percnt lpar rpar
+		ast midast plus comma period sol colon semi equals quest commat lsqb lbrack bsol rsqb rbrack Hat lowbar UnderBar
+		grave DiacriticalGrave lcub lbrace verbar vert VerticalLine rcub rbrace
+		nbsp iexcl cent pound curren yen brvbar sect uml copy ordf laquo not shy reg macr deg plusmn sup2 sup3 acute
+		micro para middot cedil sup1 ordm raquo frac14 frac12 frac34 iquest Agrave Aacute Acirc Atilde Auml Aring AElig
+		Ccedil Egrave Eacute Ecirc Euml Igrave Iacute Icirc Iuml ETH Ntilde Ograve Oacute Ocirc Otilde Ouml times Oslash
+		Ugrave Uacute Ucirc Uuml Yacute THORN szlig agrave aacute acirc atilde auml aring aelig ccedil egrave eacute
+		ecirc euml igrave iacute icirc iuml eth ntilde ograve oacute ocirc otilde ouml divide oslash ugrave uacute
+		ucirc uuml yacute thorn yuml euro`) {
+		r, _ := utf8.DecodeRuneInString(html.UnescapeString("&" + name + ";"))
+		m[name] = character(r)
 	}
 	return m
 }()
-
-func named(name []byte) (unit, bool) {
-	if c, ok := names[string(name)]; ok {
-		return literal(c), true
-	}
-	whole := "&" + string(name) + ";"
-	text := html.UnescapeString(whole)
-	if text == whole || len(text) > utf8.UTFMax {
-		return unit{}, false
-	}
-	u := unit{n: len(text)}
-	copy(u.text[:], text)
-	return u, true
-}
 
 func character(r rune) unit {
 	u := unit{}

@@ -1,0 +1,216 @@
+package scrub
+
+import (
+	"bytes"
+	"slices"
+)
+
+// search finds all occurrences in the text, and the places at which one may begin that
+// reaches beyond the text.
+func (c *scan) search() {
+	c.literals()
+	c.tail(len(c.text.b))
+	for _, introducer := range []byte(`%\&`) {
+		c.eachByte(introducer, c.escape)
+	}
+	if !c.s.index.wraps {
+		return
+	}
+	c.eachByte('\n', c.newline)
+	if n := len(c.text.b); n > 0 && c.text.b[n-1] == '\r' && c.text.full(n-1) {
+		c.tail(n - 1)
+	}
+}
+
+func (c *scan) eachByte(b byte, do func(at int)) {
+	for at := 0; ; at++ {
+		n := bytes.IndexByte(c.text.b[at:], b)
+		if n < 0 {
+			return
+		}
+		at += n
+		do(at)
+	}
+}
+
+// literals finds the occurrences whose window has no escape.
+func (c *scan) literals() {
+	x, b := c.s.index, c.text.b
+	shift := 32 - x.skipBits
+	for end := x.window; end <= len(b); {
+		h := block(b[end-4:])
+		if skip := int(x.skips[hash(h)>>shift]); skip > 0 {
+			end += skip
+			continue
+		}
+		start := end - x.window
+		for i := x.windows.first(h); i > 0; {
+			p := &x.windows.list[i-1]
+			i = p.next
+			if n := &c.s.needles[p.needle]; p.key == h && equal(b[start:], n.text[:x.window]) {
+				c.try(n, x.window, end, start)
+			}
+		}
+		end++
+	}
+}
+
+// tail finds the places less than a window before end from which the bytes up to end
+// start a needle. What comes at end is not known.
+func (c *scan) tail(end int) {
+	x, b := c.s.index, c.text.b[:end]
+	for at := max(end-x.window+1, 0); at < end; at++ {
+		if c.startsNeedle(b[at:]) {
+			c.hold = min(c.hold, at)
+			if c.last && end-at >= MinLength {
+				c.mask(span{at, len(c.text.b)})
+			}
+			return
+		}
+	}
+}
+
+// startsNeedle reports whether a text is the start of a needle.
+func (c *scan) startsNeedle(b []byte) bool {
+	x := c.s.index
+	if len(b) < 4 {
+		return x.startsShort(b) && slices.ContainsFunc(c.s.needles, func(n needle) bool { return equal(b, n.text[:len(b)]) })
+	}
+	h := block(b)
+	for i := x.starts.first(h); i > 0; {
+		p := &x.starts.list[i-1]
+		i = p.next
+		if n := &c.s.needles[p.needle]; p.key == h && equal(b, n.text[:len(b)]) {
+			return true
+		}
+	}
+	return false
+}
+
+// escape finds the occurrences whose first escape is at a place.
+func (c *scan) escape(at int) {
+	src := c.text.b[at:]
+	u := literal(src[0])
+	for level := range depth {
+		next, cut := decodeOnce(src, u, level)
+		if cut {
+			c.hold = min(c.hold, at)
+			c.tail(at)
+			return
+		}
+		if next.size == u.size {
+			return
+		}
+		u = next
+		if u.is('\n') || u.is('\r') {
+			c.broken(at)
+		} else if c.s.index.wanted[fold[u.text[0]]] {
+			c.before(at, fold[u.text[0]], false)
+			c.begins(at, u)
+		}
+		if u.n != 1 || !introduces[u.text[0]] {
+			return
+		}
+	}
+}
+
+// newline finds the occurrences whose first line break is at a place.
+func (c *scan) newline(at int) {
+	if at > 0 && c.text.b[at-1] == '\r' {
+		at--
+	}
+	c.broken(at)
+}
+
+// broken finds the occurrences in base64 whose first line break is at a place.
+func (c *scan) broken(at int) {
+	if !c.text.full(at) {
+		return
+	}
+	next, cut := c.text.afterBreak(at)
+	if cut {
+		c.tail(at)
+	}
+	if cut || next == at {
+		return
+	}
+	for level := range depth + 1 {
+		u, cut := decode(c.text.b[next:], level)
+		if cut {
+			c.tail(at)
+			return
+		}
+		c.before(at, fold[u.text[0]], true)
+		if u.n != 1 || !introduces[u.text[0]] {
+			return
+		}
+	}
+}
+
+// before tries the needles in which the bytes before a place are followed by a byte that
+// the escape or the line break at the place leads to.
+func (c *scan) before(at int, b byte, wrapped bool) {
+	t := c.text.b
+	if at >= 1 {
+		c.pieces(at, pair(secondByte, fold[t[at-1]], b), wrapped)
+	}
+	if at >= 2 {
+		c.pieces(at, triple(fold[t[at-2]], fold[t[at-1]], b), wrapped)
+	}
+}
+
+// pieces tries the needles that have a key in their window.
+func (c *scan) pieces(at int, key uint32, wrapped bool) {
+	x := c.s.index
+	for i := x.pieces.first(key); i > 0; {
+		p := &x.pieces.list[i-1]
+		i = p.next
+		if p.key != key {
+			continue
+		}
+		n, k := &c.s.needles[p.needle], int(p.k)
+		if start := at - k; start >= 0 && (n.wrapped || !wrapped) && equal(c.text.b[start:], n.text[:k]) {
+			c.try(n, k, at, start)
+		}
+	}
+}
+
+// begins tries the needles that begin with the escape at a place.
+func (c *scan) begins(at int, u unit) {
+	next := at + u.size
+	if u.n > 1 {
+		c.pieces(at, pair(firstByte, fold[u.text[0]], fold[u.text[1]]), false)
+		return
+	}
+	if next >= len(c.text.b) {
+		if c.startsNeedle(u.text[:1]) {
+			c.hold = min(c.hold, at)
+		}
+		return
+	}
+	for level := range depth + 1 {
+		v, cut := decode(c.text.b[next:], level)
+		switch {
+		case cut:
+			c.hold = min(c.hold, at)
+			return
+		case v.is('\n') || v.is('\r'):
+			c.all(at)
+			return
+		}
+		c.pieces(at, pair(firstByte, fold[u.text[0]], fold[v.text[0]]), false)
+		if v.n != 1 || !introduces[v.text[0]] {
+			return
+		}
+	}
+}
+
+// all tries all needles at a place at which an escape is followed by a line break.
+func (c *scan) all(at int) {
+	if !c.text.full(at) {
+		return
+	}
+	for i := range c.s.needles {
+		c.try(&c.s.needles[i], 0, at, at)
+	}
+}

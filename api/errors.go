@@ -78,6 +78,7 @@ const (
 	SlowDown              Code = "slow_down"
 	IdempotencyKeyReused  Code = "idempotency_key_reused"
 	NotRenewable          Code = "not_renewable"
+	CallNotAllowed        Code = "call_not_allowed"
 	NotRevocable          Code = "not_revocable"
 	IssuerUnavailable     Code = "issuer_unavailable"
 	IssuerRefused         Code = "issuer_refused"

@@ -30,6 +30,7 @@ type Lease struct {
 	EndAskedAt time.Time     `json:"end_asked_at,omitzero"`
 	EndedAt    time.Time     `json:"ended_at,omitzero"`
 	LastError  string        `json:"last_error,omitempty"` // a stable code
+	Calls      *CallCounts   `json:"calls,omitempty"`      // with its credential, as its holder states them; absent: none were reported
 }
 
 // A LeasePage is one page of a list, newest first.

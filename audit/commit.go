@@ -111,6 +111,8 @@ func (r *Record) commitment(field string) Digest {
 		return r.Request.Source
 	case r.Approval != nil && field == "comment":
 		return r.Approval.Comment
+	case r.Call != nil && field == "target":
+		return r.Call.Target
 	case r.End != nil && field == "reason":
 		return r.End.Reason
 	case r.Fact != nil && field == "details":

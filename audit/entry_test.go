@@ -48,6 +48,7 @@ func fullRecord() Record {
 		Signal:     &SignalFacts{Transmitter: "okta", Event: "account_disabled", ID: digest(20), Events: 3, Leases: 4, People: 5},
 		Campaign: &CampaignFacts{ID: "cmp_1", Name: "quarterly", Items: 3, Item: 2, Permission: "permit p", Digest: digest(19), Reviewer: "group dba", Verdict: "keep", Left: []string{"s"},
 			Reason: digest(20), Seed: digest(21), Second: true, Signed: true, Deadline: someTime, Waiting: 2},
+		Call:     &CallFacts{Method: "GET", Target: digest(26)},
 		Count:    7,
 		Trace:    Trace{TraceID: [16]byte{1, 0xab}, SpanID: [8]byte{2}, Flags: 1},
 		Openings: map[string]Opening{"justification": opening},

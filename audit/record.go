@@ -49,6 +49,7 @@ const (
 	LeaseIssued      Kind = "lease.issued"      // the credential is about to leave the broker
 	LeaseFailed      Kind = "lease.failed"      // the issuer created no credential
 	LeaseRenewed     Kind = "lease.renewed"
+	LeaseCalled      Kind = "lease.called"   // the holder is about to make a call with the credential
 	LeaseRevoking    Kind = "lease.revoking" // revocation was requested; the issuer has not confirmed it
 	LeaseRevoked     Kind = "lease.revoked"
 	LeaseAbandoned   Kind = "lease.abandoned" // a person closed the lease without a confirmed revocation
@@ -92,7 +93,7 @@ func Kinds() []Kind {
 		LogOpened, PolicyLoaded, KeyCreated, KeyRetired,
 		RequestCreated, RequestDenied, RequestApproved, RequestAssessed, RequestWithdrawn, RequestRevoked, ApprovalGiven, ReviewGiven, ReviewClosed,
 		SessionOpened, SessionClosed, PasskeyEnrolled, PasskeyVouched, PasskeyRemoved,
-		CollectRefused, LeaseOpened, LeaseIssued, LeaseFailed, LeaseRenewed, LeaseRevoking, LeaseRevoked, LeaseAbandoned,
+		CollectRefused, LeaseOpened, LeaseIssued, LeaseFailed, LeaseRenewed, LeaseCalled, LeaseRevoking, LeaseRevoked, LeaseAbandoned,
 		FactChanged, FactEnded, SignalHeld, SignalReleased, SignalDiscarded, DirectoryUser, DirectoryGroup, DirectoryToken, BlockPlaced, BlockLifted,
 		MembershipClaimed, MembershipReleased, MembershipDiffers, MembershipAccepted,
 		SupplierAssessed, SupplierEnding, ExtensionRequested, ExtensionApproved, ExtensionDenied,
@@ -133,11 +134,12 @@ type Record struct {
 	Fact       *FactFacts
 	Directory  *DirectoryFacts
 	Campaign   *CampaignFacts
+	Call       *CallFacts
 	Count      int   // number of identical events that this record stands for; 0 and 1 mean one
 	Trace      Trace // of the call that caused the event; zero: none
 
 	// Openings are the texts that the record commits to, by field name
-	// ("justification", "ticket", "binding_message", "parameters", "authorization_details", "source", "comment", "reason", "details").
+	// ("justification", "ticket", "binding_message", "parameters", "authorization_details", "source", "comment", "reason", "details", "target").
 	// They are stored next to the leaf and are not part of it.
 	Openings map[string]Opening
 
@@ -333,6 +335,12 @@ type LeaseFacts struct {
 	Credential Digest // commitment; plain SHA-256 for broker-signed tokens
 	Replaces   string
 	Key        Digest // thumbprint (RFC 7638) of the DPoP key that the credential is bound to; zero: none
+}
+
+// CallFacts describe a call that an edge is about to make with the credential of a lease.
+type CallFacts struct {
+	Method string
+	Target Digest // commitment to the URL without its query
 }
 
 // EndFacts describe the end of a lease.

@@ -48,6 +48,7 @@ const (
 func (r *Record) fields(c *codec) {
 	sub(c, "approval", &r.Approval, (*ApprovalFacts).fields)
 	sub(c, "block", &r.Block, (*BlockFacts).fields)
+	sub(c, "call", &r.Call, (*CallFacts).fields)
 	sub(c, "caller", &r.Caller, (*Party).fields)
 	sub(c, "campaign", &r.Campaign, (*CampaignFacts).fields)
 	c.count("count", &r.Count)
@@ -160,6 +161,11 @@ func (f *LeaseFacts) fields(c *codec) {
 	c.text("revocation", &f.Revocation, maxWord)
 	c.texts("scopes", &f.Scopes, maxScopes)
 	c.text("type", &f.Type, maxWord)
+}
+
+func (f *CallFacts) fields(c *codec) {
+	c.text("method", &f.Method, maxWord)
+	c.digest("target", &f.Target)
 }
 
 func (f *EndFacts) fields(c *codec) {

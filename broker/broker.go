@@ -72,6 +72,7 @@ const (
 type Broker struct {
 	Facts       *Facts // what access rests on
 	StatusLists *StatusLists
+	Calls       *Calls // with the credentials of leases
 
 	cfg     Config
 	rules   atomic.Pointer[Rules]
@@ -114,6 +115,7 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 	b := &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}
 	b.Facts = newFacts(b)
 	b.reaper.hurry = b.Facts.hurry
+	b.Calls = &Calls{b}
 	b.StatusLists = &StatusLists{b: b, reader: cfg.Statuses}
 	if err := b.SetRules(ctx, caller, rules); err != nil {
 		return nil, err

@@ -71,6 +71,7 @@ const (
 	ErrSlowDown              = sentinel("slow_down")               // admission limit
 	ErrIdempotencyMismatch   = sentinel("idempotency_key_reused")  // the same key with another body
 	ErrNotRenewable          = sentinel("not_renewable")           // the lease has ended
+	ErrCallNotAllowed        = sentinel("call_not_allowed")        // the rules of the entitlement do not allow the call, or the lease has ended
 	ErrNotRevocable          = sentinel("not_revocable")           // only time ends the credential; from issuers, never for callers
 	ErrIssuerUnavailable     = sentinel("issuer_unavailable")      // no answer in time
 	ErrIssuerRefused         = sentinel("issuer_refused")          // the upstream refused

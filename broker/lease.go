@@ -65,6 +65,8 @@ type Lease struct {
 	Listed      StatusPlace  // of its token in a status list
 	Attested    Attestation  // of the holder, as it collected
 
+	Calls CallTotals // with its credential, as its holder states them
+
 	KeyThumbprint audit.Digest // of the DPoP key that the credential is bound to (RFC 9449); zero: none
 
 	EndAsked  time.Time // when its end was first requested or became due

@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/http"
+	"sync"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/egress/scrub"
 )
 
 // An exchange is one call and its answer.
@@ -18,6 +20,9 @@ type exchange struct {
 	watch   *watch
 	body    *requestBody // nil: none
 	outcome Outcome
+	ended   sync.Once
+
+	websocket bool
 }
 
 // run makes the call. The order of its steps is the protection: nothing is sent before
@@ -36,7 +41,7 @@ func (x *exchange) run() (*http.Response, *Refusal) {
 	if refusal != nil {
 		return nil, refusal
 	}
-	scrubber := x.t.secrets.scrubber(x.grant, credential)
+	scrubber := x.t.secrets.scrubber(x.t.Credentials.Held(), credential, x.grant.further(credential))
 	if refusal := x.announce(credential); refusal != nil {
 		return nil, refusal
 	}
@@ -47,7 +52,7 @@ func (x *exchange) run() (*http.Response, *Refusal) {
 		return nil, x.sendRefusal(err)
 	}
 	x.watch.rests()
-	return x.answer(resp, scrubber)
+	return x.answer(resp, out.Header, scrubber)
 }
 
 // announce records the call if the entitlement demands it.
@@ -77,6 +82,11 @@ func (x *exchange) request(c *api.Credential) (*http.Request, *Refusal) {
 		header.Set("User-Agent", "access-broker")
 	}
 	header.Set("Accept-Encoding", acceptEncoding(x.r))
+	if x.websocket {
+		if refusal := askUpgrade(header, x.r.Header); refusal != nil {
+			return nil, refusal
+		}
+	}
 	out := (&http.Request{Method: methodOr(x.r.Method), URL: u, Header: header, ContentLength: x.r.ContentLength}).WithContext(x.watch.ctx)
 	if x.r.Body != nil && x.r.Body != http.NoBody {
 		x.body = &requestBody{ReadCloser: x.r.Body, watch: x.watch, left: x.grant.limits.request}
@@ -105,24 +115,32 @@ var hopHeaders = []string{
 	"Set-Cookie", "Set-Cookie2", "Proxy-Authenticate", "Proxy-Authentication-Info", "Alt-Svc",
 }
 
+func dropHeaders(h http.Header) {
+	for _, name := range hopHeaders {
+		h.Del(name)
+	}
+}
+
 // answer prepares an answer for the caller.
-func (x *exchange) answer(resp *http.Response, s scrubber) (*http.Response, *Refusal) {
-	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: x.watch}
+func (x *exchange) answer(resp *http.Response, sent http.Header, s *scrub.Scrubber) (*http.Response, *Refusal) {
 	x.outcome.Status = resp.StatusCode
 	withhold := func(r *Refusal) (*http.Response, *Refusal) {
 		_ = resp.Body.Close() // the answer is withheld
 		return nil, r
 	}
 	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return withhold(refuse(CodeUnreadable, "call another path", "The host changed the protocol, which the call did not request"))
+		if refusal := x.switched(resp, sent, s); refusal != nil {
+			return withhold(refusal)
+		}
+		resp.Request, resp.TLS = x.r, nil
+		return resp, nil
 	}
 	limit := x.grant.limits.answer
 	if resp.ContentLength > limit && x.r.Method != http.MethodHead {
 		return withhold(refuse(CodeAnswerTooLarge, nextTooLarge, "The answer is longer than %d bytes", limit))
 	}
-	for _, name := range hopHeaders {
-		resp.Header.Del(name)
-	}
+	dropHeaders(resp.Header)
+	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: x.watch}
 	if err := s.Response(resp); err != nil {
 		return withhold(refuse(CodeUnreadable, "request the answer without an encoding", "The answer has an encoding that can't be searched for the credential"))
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/egress/scrub"
 )
 
 const nextOperator = "ask the operator of the broker to compare the entitlement's inject rule with its issuer"
@@ -16,24 +17,26 @@ func (g *grant) inject(h http.Header, c *api.Credential) *Refusal {
 	if c.Confirm != nil {
 		return refuse(CodeNoCredential, "ask the operator of the broker for an entitlement with binding: none", "The credential is bound to a key of its holder, so that a call can't carry it")
 	}
-	name, value := "Authorization", ""
+	name, value, secret := "Authorization", "", ""
 	switch in.As {
 	case api.InjectBearer:
-		if token := c.Secret[fieldOr(in.Field, "token")]; token != "" {
-			value = "Bearer " + token
-		}
+		secret = c.Secret[fieldOr(in.Field, "token")]
+		value = "Bearer " + secret
 	case api.InjectBasic:
-		user, password := c.Secret[fieldOr(in.Username, "username")], c.Secret[fieldOr(in.Password, "password")]
-		if password != "" && !strings.Contains(user, ":") { // RFC 7617, section 2
-			value = "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+		user := c.Secret[fieldOr(in.Username, "username")]
+		if secret = c.Secret[fieldOr(in.Password, "password")]; strings.Contains(user, ":") { // RFC 7617, section 2
+			return refuse(CodeNoCredential, nextOperator, "The user name of the credential has a colon")
 		}
+		value = "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+secret))
 	case api.InjectHeader:
-		if field := c.Secret[fieldOr(in.Field, "token")]; field != "" {
-			name, value = in.Name, in.Prefix+field
-		}
+		secret = c.Secret[fieldOr(in.Field, "token")]
+		name, value = in.Name, in.Prefix+secret
 	}
-	if value == "" || !isFieldValue(value) {
+	switch {
+	case secret == "" || !isFieldValue(value):
 		return refuse(CodeNoCredential, nextOperator, "The credential has no field that can be sent as %s", in.As)
+	case !scrub.Protects(secret):
+		return refuse(CodeNoCredential, "ask the operator of the broker for longer credentials", "The credential is too short to be removed from answers")
 	}
 	h.Set(name, value)
 	return nil
@@ -46,29 +49,14 @@ func fieldOr(name, usual string) string {
 	return name
 }
 
-// publicFields are fields of credentials that are no secrets. They can be short words,
-// such as a user's name, which an answer may contain.
-var publicFields = []string{"username", "access_key_id", "certificate", "chain", "lease_id"}
-
-// minSecret is the length below which a field that is not injected is not removed from
-// answers: a shorter one would match by chance.
-const minSecret = 8
-
-// secretsOf returns the texts of a credential that no answer may contain.
-func (g *grant) secretsOf(c *api.Credential) (secrets []string) {
+// further returns what a call carries in addition to the secret fields of a credential.
+func (g *grant) further(c *api.Credential) []string {
 	in := &g.egress.Inject
-	injected := map[string]bool{fieldOr(in.Field, "token"): true, fieldOr(in.Password, "password"): true}
-	for name, value := range c.Secret {
-		public := false
-		for _, field := range publicFields {
-			public = public || field == name
-		}
-		if value != "" && (injected[name] || !public && len(value) >= minSecret) {
-			secrets = append(secrets, value)
-		}
+	switch in.As {
+	case api.InjectBasic:
+		return []string{c.Secret[fieldOr(in.Username, "username")] + ":" + c.Secret[fieldOr(in.Password, "password")]}
+	case api.InjectBearer, api.InjectHeader: // any field that the operator names
+		return []string{c.Secret[fieldOr(in.Field, "token")]}
 	}
-	if in.As == api.InjectBasic {
-		secrets = append(secrets, c.Secret[fieldOr(in.Username, "username")]+":"+c.Secret[fieldOr(in.Password, "password")])
-	}
-	return secrets
+	return nil
 }

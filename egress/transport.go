@@ -48,18 +48,24 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) { return 
 // Do makes a call under the rules of an entitlement; "" is any of them. The error is a
 // *Refusal.
 func (t *Transport) Do(r *http.Request, entitlement string) (*http.Response, error) {
-	resp, refusal := t.do(r, entitlement)
-	if refusal != nil {
-		if r.Body != nil {
-			_ = r.Body.Close() // the call is not made
-		}
-		return nil, refusal
-	}
-	return resp, nil
+	return t.finish(r, call{entitlement: entitlement})
 }
 
-func (t *Transport) do(r *http.Request, entitlement string) (*http.Response, *Refusal) {
-	c, refusal := callOf(r, entitlement)
+// finish makes a call, and closes its body if it is not made.
+func (t *Transport) finish(r *http.Request, c call) (*http.Response, error) {
+	resp, refusal := t.do(r, c)
+	if refusal == nil {
+		return resp, nil
+	}
+	if r.Body != nil {
+		_ = r.Body.Close()
+	}
+	return nil, refusal
+}
+
+func (t *Transport) do(r *http.Request, c call) (*http.Response, *Refusal) {
+	entitlement := c.entitlement
+	refusal := c.read(r)
 	var target Target
 	if refusal == nil {
 		target, refusal = t.Policy().match(c, t.holds)
@@ -68,7 +74,7 @@ func (t *Transport) do(r *http.Request, entitlement string) (*http.Response, *Re
 		t.count(Outcome{Entitlement: entitlement, Outcome: OutcomeRefused, Code: refusal.Code})
 		return nil, refusal
 	}
-	x := &exchange{t: t, r: r, target: target, grant: target.rule.grant, outcome: Outcome{Entitlement: target.Entitlement}}
+	x := &exchange{t: t, r: r, target: target, grant: target.rule.grant, websocket: c.websocket, outcome: Outcome{Entitlement: target.Entitlement}}
 	resp, refusal := x.run()
 	if refusal != nil {
 		refusal.Entitlement = target.Entitlement
@@ -76,6 +82,12 @@ func (t *Transport) do(r *http.Request, entitlement string) (*http.Response, *Re
 		return nil, refusal
 	}
 	return resp, nil
+}
+
+// MatchHost reports whether some rule names a host and a port, as CONNECT has them. The
+// calls to the host are checked on their own.
+func (t *Transport) MatchHost(scheme, hostport string) bool {
+	return t.Policy().MatchHost(scheme, hostport)
 }
 
 // holds reports whether a credential of the entitlement is at hand.
@@ -89,25 +101,26 @@ func (t *Transport) count(o Outcome) {
 	}
 }
 
-// callOf returns the call that a request wants. All of its parts that could name another
+// read reads the call that a request wants. All of its parts that could name another
 // target than the URL are refused.
-func callOf(r *http.Request, entitlement string) (c call, err *Refusal) {
+func (c *call) read(r *http.Request) *Refusal {
 	u := r.URL
 	if u == nil || u.Opaque != "" || u.User != nil || u.Fragment != "" {
-		return c, refuse(CodeInvalidURL, nextURL, "The URL has a user, a fragment, or no host")
+		return refuse(CodeInvalidURL, nextURL, "The URL has a user, a fragment, or no host")
 	}
 	if r.Host != "" && r.Host != u.Host {
 		host, port, err := splitAuthority(r.Host, defaultPort(u.Scheme))
 		other, otherPort, err2 := splitAuthority(u.Host, defaultPort(u.Scheme))
 		if err != nil || err2 != nil || host != other || port != otherPort {
-			return c, refuse(CodeInvalidURL, "send the host of the URL in the Host header", "The Host header names another host than the URL")
+			return refuse(CodeInvalidURL, "send the host of the URL in the Host header", "The Host header names another host than the URL")
 		}
 	}
 	raw := u.Scheme + "://" + u.Host + u.EscapedPath()
 	if u.RawQuery != "" {
 		raw += "?" + u.RawQuery
 	}
-	return call{method: methodOr(r.Method), url: raw, header: r.Header, entitlement: entitlement}, nil
+	c.method, c.url, c.header = methodOr(r.Method), raw, r.Header
+	return nil
 }
 
 func methodOr(method string) string {

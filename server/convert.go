@@ -252,7 +252,16 @@ func toLease(l *broker.Lease, now time.Time) api.Lease {
 		Entitlement: l.Entitlement, Issuer: l.Issuer, Scopes: l.Scopes, Parameters: l.Parameters, AuthorizationDetails: fromDetails(l.Details), Type: l.Type, Confirm: confirmation(l),
 		Revocation: string(l.Revocation), OpenedAt: l.Opened.UTC(), ExpiresAt: l.Expires.UTC(), WorksUntil: utc(l.WorksUntil()), Replaces: l.Replaces.String(),
 		EndHow: l.EndHow, EndedBy: toEndedBy(l.EndedBy), EndAskedAt: utc(l.EndAsked), EndedAt: utc(l.Ended), LastError: l.LastError,
+		Calls: toCounts(l.Calls),
 	}
+}
+
+// toCounts converts totals of calls; nil if there were none.
+func toCounts(t broker.CallTotals) *api.CallCounts {
+	if t.Last.IsZero() {
+		return nil
+	}
+	return &api.CallCounts{Made: t.Made, Refused: t.Refused, Failed: t.Failed, Sent: t.Sent, Received: t.Received, LastAt: t.Last.UTC()}
 }
 
 func toOffer(o broker.Offer) api.Offer {

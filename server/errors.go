@@ -111,6 +111,7 @@ var errorTable = []errorRow{
 	{broker.ErrUnmatched, 409, "invalid_request", "Nothing matches", "correct the name, or send unmatched to block a name that the broker does not know", clientFault},
 	{broker.ErrSlowDown, 429, "slow_down", "Too many calls", "call less often", clientFault},
 	{broker.ErrIdempotencyMismatch, 422, "invalid_request", "The Idempotency-Key was used with another body", "use a new key for a new call", clientFault},
+	{broker.ErrCallNotAllowed, 403, "access_denied", "Call not allowed", "make calls that the rules of the entitlement allow (GET /v1/entitlements), with a lease that is active", clientFault},
 	{broker.ErrNotRenewable, 409, "invalid_request", "Not renewable", "collect again, or file a new request", clientFault},
 	{broker.ErrNotRevocable, 409, "invalid_request", "Not revocable", "the credential expires by itself", clientFault},
 	{broker.ErrIssuerUnavailable, 503, "temporarily_unavailable", "The issuer is unavailable", "try again later: nothing was issued", serverFault},

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,6 +51,9 @@ type Metrics struct {
 	signals      *prometheus.CounterVec
 	looks        *prometheus.CounterVec
 
+	egressCalls *prometheus.CounterVec
+	egressBytes *prometheus.CounterVec
+
 	attestFailures *prometheus.CounterVec
 	commitTime     prometheus.Histogram
 	commitSize     prometheus.Histogram
@@ -93,6 +97,9 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 
 		signals: counters("signals_total", "Security events of transmitters, by outcome.", "transmitter", "event", "outcome"),
 
+		egressCalls: counters("egress_calls_total", "Calls with credentials, as their holders report them, by outcome.", "entitlement", "outcome"),
+		egressBytes: counters("egress_bytes_total", "Bytes of the bodies of these calls, by direction.", "entitlement", "direction"),
+
 		attestFailures: counters("attestation_failures_total", "Proofs of identity that were rejected.", "method", "cause"),
 		commitTime:     histogram("commit_seconds", "Time of a durable database transaction.", callBuckets),
 		commitSize:     histogram("commit_batch_size", "State changes that shared a database transaction.", sizeBuckets),
@@ -105,7 +112,7 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "broker_panics_total", Help: "Panics in HTTP handlers. Each is a bug."}),
 	}
 	m.registry.MustRegister(
-		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices, m.comparisons, m.signals, m.looks,
+		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices, m.comparisons, m.signals, m.looks, m.egressCalls, m.egressBytes,
 		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics, m.refused,
 		buildInfo(b), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -159,6 +166,7 @@ type Known struct {
 	NoticeCodes    []string    // outcomes of a delivery
 	AttestFailures [][2]string // method and cause
 	Compared       []string    // issuers whose memberships are compared
+	Egress         []string    // entitlements with rules for calls
 }
 
 // Expect starts the series of known label values at zero. A counter whose series
@@ -191,6 +199,9 @@ func (m *Metrics) Expect(k Known) {
 		for _, code := range []string{"permit", "pending", "denied"} {
 			m.requests.WithLabelValues(label(entitlement), code)
 		}
+		if slices.Contains(k.Egress, entitlement) {
+			m.called(entitlement, broker.CallTotals{})
+		}
 	}
 }
 
@@ -203,6 +214,17 @@ func (m *Metrics) expectIssuer(issuer string) {
 	}
 	for _, effect := range []broker.Revocation{broker.RevokedImmediate, broker.RevokedPending, broker.RevokedAtExpiry, broker.RevokedAtRotation, broker.RevokedNever} {
 		m.revocations.WithLabelValues(issuer, string(effect))
+	}
+}
+
+// called counts calls with credentials of an entitlement.
+func (m *Metrics) called(entitlement string, n broker.CallTotals) {
+	entitlement = label(entitlement)
+	for outcome, count := range map[string]int64{"made": n.Made, "refused": n.Refused, "failed": n.Failed} {
+		m.egressCalls.WithLabelValues(entitlement, outcome).Add(float64(count))
+	}
+	for direction, count := range map[string]int64{"sent": n.Sent, "received": n.Received} {
+		m.egressBytes.WithLabelValues(entitlement, direction).Add(float64(count))
 	}
 }
 

@@ -55,6 +55,11 @@ func fieldsOf(r *audit.Record, openings map[string]audit.Opening, auditor bool) 
 	f.decision("Decision on the subject", r.Delegated)
 	f.approval(r.Approval)
 	f.lease(r.Lease)
+	if call := r.Call; call != nil {
+		f.group("Call")
+		f.text("Method", call.Method)
+		f.committed("Target", "target", call.Target)
+	}
 	f.end(r.End)
 	f.rest(r)
 	return slices.DeleteFunc(f.groups, func(g fieldGroup) bool { return len(g.Fields) == 0 })

@@ -55,6 +55,7 @@ func (s *Server) routes() []route {
 		{audience: API, method: get, path: "/v1/leases/{id}", run: (*Server).getLease},
 		{audience: API, method: post, path: "/v1/leases/{id}/renew", dpop: true, run: withBody((*Server).renew)},
 		{audience: API, method: post, path: "/v1/leases/{id}/revoke", run: withBody((*Server).revokeLease)},
+		{audience: API, method: post, path: "/v1/leases/{id}/calls", run: withBody((*Server).reportCalls)},
 		{audience: API, method: post, path: "/v1/leases/{id}/abandon", run: withBody((*Server).abandonLease)},
 		{audience: API, method: get, path: "/v1/memberships", scans: true, query: []string{"holder", "issuer", "differs", "cursor", "limit"}, run: (*Server).listMemberships},
 		{audience: API, method: post, path: "/v1/memberships/{id}/accept", run: withBody((*Server).acceptMembership)},

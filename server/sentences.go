@@ -17,7 +17,7 @@ var kindTitles = map[audit.Kind]string{
 	audit.RequestCreated: "Request filed", audit.RequestDenied: "Request denied", audit.RequestApproved: "Request approved", audit.RequestWithdrawn: "Request withdrawn",
 	audit.RequestRevoked: "Request ended by a person, the kill switch or a fact", audit.ApprovalGiven: "Vote that does not decide", audit.ReviewGiven: "Review, more are needed", audit.ReviewClosed: "Review closed",
 	audit.SessionOpened: "Login", audit.SessionClosed: "Logout", audit.PasskeyEnrolled: "Passkey enrolled", audit.PasskeyVouched: "Passkey vouched for", audit.PasskeyRemoved: "Passkey removed",
-	audit.CollectRefused: "Collection refused", audit.LeaseOpened: "Issuer about to be called", audit.LeaseIssued: "Credential issued", audit.LeaseFailed: "Issuing failed", audit.LeaseRenewed: "Lease renewed",
+	audit.CollectRefused: "Collection refused", audit.LeaseOpened: "Issuer about to be called", audit.LeaseIssued: "Credential issued", audit.LeaseFailed: "Issuing failed", audit.LeaseRenewed: "Lease renewed", audit.LeaseCalled: "Call with a credential",
 	audit.LeaseRevoking: "Revocation not confirmed yet", audit.LeaseRevoked: "Credential ended", audit.LeaseAbandoned: "Lease abandoned",
 	audit.FactChanged: "Fact changed", audit.FactEnded: "Fact ended, and the access that rests on it",
 	audit.SignalHeld: "Security events held for a person", audit.SignalReleased: "Held events released", audit.SignalDiscarded: "Held events discarded",
@@ -74,6 +74,9 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.LeaseFailed: func(r *audit.Record) string { return "The issuer " + issuerOf(r) + " made no credential." },
 	audit.LeaseRenewed: func(r *audit.Record) string {
 		return by(r) + " renewed a credential of the issuer " + issuerOf(r) + "."
+	},
+	audit.LeaseCalled: func(r *audit.Record) string {
+		return by(r) + " is to make a call" + methodOf(r) + " with a credential for " + forWhat(r) + "."
 	},
 	audit.LeaseRevoking:  sayRevoking,
 	audit.LeaseRevoked:   sayRevoked,
@@ -139,6 +142,14 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.CampaignRestored: func(r *audit.Record) string {
 		return by(r) + " agreed to restore " + permissionOf(r) + ", which is in force again."
 	},
+}
+
+// methodOf returns the method of a call.
+func methodOf(r *audit.Record) string {
+	if r.Call == nil || r.Call.Method == "" {
+		return ""
+	}
+	return " (" + r.Call.Method + ")"
 }
 
 // by returns the subject of a sentence.

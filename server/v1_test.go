@@ -52,6 +52,7 @@ func TestEveryOperation(t *testing.T) {
 	w.driveOAuth(t)
 	w.driveLog(t, credential)
 	w.driveInventory(t)
+	w.driveCalls(t)
 	w.driveApprovals(t)
 	w.driveSessions(t)
 	w.driveRefused(t)

@@ -277,6 +277,11 @@ func testRules() *broker.Rules {
 	guardedRepository.Parameters = repository.Parameters
 	guarded := entitlement("guarded", "https://guarded.acme.test", "read") // needs approvals
 	guarded.Description, guarded.Owner, guarded.ScopeTexts = "the guarded database", "dba", map[string]string{"read": "read <all> rows", "write": "change rows"}
+	called := entitlement("called", "https://called.acme.test", "read")
+	called.Egress = &broker.Egress{
+		Inject: broker.Injection{As: api.InjectBearer}, Record: true, MaxRequest: 1 << 20, MaxAnswer: 1 << 20, Timeout: time.Minute, IdleTimeout: time.Minute,
+		Allow: []broker.EgressRule{{Hosts: []string{"called.acme.test"}, Methods: []string{"GET"}, Paths: []string{"/v1/**"}}},
+	}
 	for _, e := range []*broker.Entitlement{guarded, repository} {
 		e.Details = map[string]*broker.DetailType{"row": rowType(), "urn:acme:export": {Actions: []string{"export"}}}
 	}
@@ -295,6 +300,7 @@ func testRules() *broker.Rules {
 		Catalogue: broker.Catalogue{
 			"tickets":    entitlement("tickets", "https://tickets.acme.test", "tickets:close", "tickets:read"),
 			"guarded":    guarded,
+			"called":     called,
 			"repository": repository, "guarded-repository": guardedRepository,
 			"not-tokens": entitlement("not-tokens", "", "read"),
 			"crm-sales": {

@@ -280,7 +280,8 @@ func leaseFields(l *broker.Lease, c *coder) {
 		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
 		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy, &l.Persists,
 		&l.Subject, &l.Actors, &l.Parent, &l.Exchanged, &l.KeyThumbprint,
-		&l.Listed.List, &l.Listed.Index, &l.Details, &attested)
+		&l.Listed.List, &l.Listed.Index, &l.Details, &attested,
+		&l.Calls.Made, &l.Calls.Refused, &l.Calls.Failed, &l.Calls.Sent, &l.Calls.Received, &l.Calls.Last)
 	if c.reading {
 		l.Attested = attestationOf(l.Holder, attested)
 	}

@@ -16,6 +16,7 @@ type leaseState struct {
 
 type lease struct {
 	opened, issued, ended bool
+	revoking              bool
 	expires               time.Time // as opened, or as issued
 
 	named                              bool // the following are known
@@ -35,7 +36,7 @@ func (s *leaseState) check(r *audit.Record) string {
 	case audit.LogOpened:
 		s.all = r.Log != nil && r.Log.Previous == ""
 		return ""
-	case audit.LeaseOpened, audit.LeaseIssued, audit.LeaseFailed, audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseAbandoned:
+	case audit.LeaseOpened, audit.LeaseIssued, audit.LeaseFailed, audit.LeaseCalled, audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseAbandoned:
 	default:
 		return ""
 	}
@@ -49,7 +50,12 @@ func (s *leaseState) check(r *audit.Record) string {
 		delete(s.leases, dropped)
 		s.all = s.all && dropped == ""
 	}
-	problem := l.apply(r)
+	problem := ""
+	if r.Kind == audit.LeaseCalled && (known || s.all) {
+		problem = l.called(r)
+	} else {
+		problem = l.apply(r)
+	}
 	l.name(r)
 	s.leases[id] = l
 	return problem
@@ -79,6 +85,7 @@ func (l *lease) apply(r *audit.Record) string {
 			return "the lease has other scopes or a later expiry than when it was opened"
 		}
 	case audit.LeaseRevoking:
+		l.revoking = true
 		if before.issued {
 			l.ended = false // a returned credential that only expires by itself can still be denied
 		}
@@ -87,6 +94,24 @@ func (l *lease) apply(r *audit.Record) string {
 		if before.ended {
 			return "the lease had already ended"
 		}
+	}
+	return ""
+}
+
+// called returns what contradicts a call with the credential of a lease, or "": only the
+// holder makes calls, for the entitlement, while the lease is active.
+func (l *lease) called(r *audit.Record) string {
+	switch {
+	case r.Call == nil || r.Caller == nil || r.Request == nil:
+		return "it names no call, caller or entitlement"
+	case !l.issued:
+		return "no earlier record issued the lease"
+	case l.ended || l.revoking:
+		return "the lease had already ended"
+	case l.named && (r.Caller.ID != l.holder.Value() || r.Request.Entitlement != l.entitlement.Value()):
+		return "another caller or entitlement than those of the lease"
+	case !l.expires.IsZero() && r.Time.After(l.expires.Add(slack)):
+		return "the lease had already expired"
 	}
 	return ""
 }

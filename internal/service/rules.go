@@ -156,6 +156,9 @@ func knownLabels(c *config.Config) server.Known {
 	}
 	for name, e := range c.Catalogue {
 		k.Entitlements[name] = e.Issuer
+		if e.Egress != nil {
+			k.Egress = append(k.Egress, name)
+		}
 	}
 	for channel := range c.Notifiers {
 		k.Channels = append(k.Channels, notify.Kind(channel))

@@ -69,7 +69,7 @@ var ours = map[string][]string{
 	"egress/scrub":              {"api"},
 	"internal/brokertest":       {"*"},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
-	"internal/devworld":         {"internal/config", "internal/service", "attest/localca"},
+	"internal/devworld":         {"broker", "verify", "internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
 	"internal/config":           {"api", "egress", "internal/strictyaml", "scim", "broker/directory", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "attest", "attest/jwks", "attest/mapping", "internal/outbound", "signals", "broker", "audit", "store", "issuers/ldap", "issuers/scim", "broker/membership"}, // store parses its own URL
 	"internal/handoff":          {"api"},

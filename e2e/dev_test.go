@@ -40,7 +40,7 @@ func startDev(t *testing.T) *devBroker {
 	address := func() string { return fmt.Sprintf("127.0.0.1:%d", freePort(t)) }
 	listen, pages := address(), freePort(t)
 	d := &devBroker{bin: brokerBinary(t), dir: dir, url: "https://" + listen, pages: fmt.Sprintf("http://localhost:%d", pages)}
-	d.args = []string{"dev", "--dir", dir, "--listen", listen, "--pages", fmt.Sprintf("127.0.0.1:%d", pages), "--login", address()}
+	d.args = []string{"dev", "--dir", dir, "--listen", listen, "--pages", fmt.Sprintf("127.0.0.1:%d", pages), "--login", address(), "--tickets", address()}
 	d.start(t)
 	return d
 }

@@ -49,11 +49,12 @@ in it and run "broker reload".`,
 	c.Flags().StringVar(&at.Broker, "listen", "127.0.0.1:8443", "the broker's address; loopback only")
 	c.Flags().StringVar(&at.Pages, "pages", "127.0.0.1:8480", "the address of its pages")
 	c.Flags().StringVar(&at.Login, "login", "127.0.0.1:8481", "the address of the login")
+	c.Flags().StringVar(&at.Tickets, "tickets", "127.0.0.1:8482", "the address of a ticket API, which accepts the broker's tokens")
 	return c
 }
 
 func (a *app) runDev(ctx context.Context, dir string, at devworld.Addresses) (err error) {
-	for flag, address := range map[string]string{"listen": at.Broker, "pages": at.Pages, "login": at.Login} {
+	for flag, address := range map[string]string{"listen": at.Broker, "pages": at.Pages, "login": at.Login, "tickets": at.Tickets} {
 		if !devworld.IsLoopback(address) {
 			return usage("--%s takes a loopback address, such as 127.0.0.1:8443: broker dev is for this machine only", flag)
 		}
@@ -125,7 +126,7 @@ func writeDevFiles(w *devworld.World, program string) error {
 		program = shellWord(program)
 	}
 	values := map[string]any{
-		"Pages": w.PagesURL(), "URL": w.URL(), "Dir": w.Dir, "BrokerID": devworld.BrokerID, "Program": program,
+		"Pages": w.PagesURL(), "URL": w.URL(), "Tickets": w.TicketsURL(), "Dir": w.Dir, "BrokerID": devworld.BrokerID, "Program": program,
 		"Login": shellWord("http://" + w.Login), "Env": shellWord(w.Path(devEnvFile)), "Config": shellWord(w.ConfigFile()), "Bundle": shellWord(w.Bundle()),
 		"AdminSocket": shellWord(w.AdminSocket()), "Database": shellWord(w.Database()), "Agents": "spiffe://" + devworld.TrustDomain + "/agent",
 		"Socket": shellWord(w.Socket("agent")), "Sockets": filepath.Dir(w.Socket("agent")), "Identities": sockets,

@@ -3,6 +3,7 @@
 {{end}}export BROKER_URL={{.URL}}
 export BROKER_ID={{.BrokerID}}
 export BROKER_CA={{.Bundle}}
+export BROKER_UPSTREAM_CA={{.Bundle}}
 export BROKER_ADMIN_SOCKET={{.AdminSocket}}
 export SPIFFE_ENDPOINT_SOCKET=unix://{{.Socket}}
 unset BROKER_CERT BROKER_KEY BROKER_TOKEN_FILE BROKER_TOKEN_FROM BROKER_TOKEN_AUDIENCE

@@ -18,7 +18,7 @@ func newDevWorld(t *testing.T) *devworld.World {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w, err := devworld.New(dir, devworld.Addresses{Broker: "127.0.0.1:8443", Pages: "127.0.0.1:8480", Login: "127.0.0.1:8481"})
+	w, err := devworld.New(dir, devworld.Addresses{Broker: "127.0.0.1:8443", Pages: "127.0.0.1:8480", Login: "127.0.0.1:8481", Tickets: "127.0.0.1:8482"})
 	if err != nil {
 		t.Fatal(err)
 	}

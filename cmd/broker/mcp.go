@@ -64,12 +64,12 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				log, flush := newLogger(a.err, "text", slog.LevelWarn)
 				defer flush()
-				calls, err := flags.newCalls(client, nil, log)
+				calls, err := flags.newCalls(a, client, log)
 				if err != nil {
 					return err
 				}
-				server := mcp.New(mcp.Config{Version: service.ReadBuild().Version, Logger: log, Calls: calls.transport})
-				return calls.while(ctx, func(ctx context.Context) error {
+				server := mcp.New(mcp.Config{Version: service.ReadBuild().Version, Logger: log, Calls: calls.calls})
+				return calls.while(ctx, a, func(ctx context.Context) error {
 					if socket.path != "" {
 						return socket.serveMCP(ctx, log, func(ctx context.Context, stream io.ReadWriteCloser) error {
 							return server.Run(ctx, client, stream, stream)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -20,12 +21,9 @@ import (
 // An mcpCalls makes the calls of "broker mcp", with credentials that its one caller does
 // not receive.
 type mcpCalls struct {
-	client    *api.Client
-	keeper    *agent.Keeper
-	rules     *egress.Source
-	transport *egress.Transport
-	loaded    chan struct{} // closed after the first attempt to read the rules
-	log       *slog.Logger
+	*edge
+	loaded chan struct{} // closed after the first attempt to read the rules
+	log    *slog.Logger
 }
 
 // A callFlags has the flags about calls.
@@ -36,7 +34,7 @@ type callFlags struct {
 
 func (c *callFlags) add(cmd *cobra.Command, a *app) {
 	cmd.Flags().StringSliceVar(&c.only, "entitlement", nil, "make calls only with these entitlements (default: all of the caller that have rules for calls)")
-	cmd.Flags().StringVar(&c.ca, "upstream-ca", "", "also trust the authorities in this PEM file for the hosts that are called")
+	cmd.Flags().StringVar(&c.ca, "upstream-ca", "", "also trust the authorities in this PEM file for the hosts that are called (BROKER_UPSTREAM_CA)")
 	completes(cmd, "entitlement", a.completeEntitlement)
 }
 
@@ -51,31 +49,32 @@ func (c *callFlags) args() (list []string) {
 	return list
 }
 
-// newCalls returns the calls of the caller of a client. ask returns the request for an
-// entitlement's credential; nil: one that names the entitlement alone.
-func (c *callFlags) newCalls(client *api.Client, ask func(string) api.Ask, log *slog.Logger) (*mcpCalls, error) {
-	roots, err := c.roots()
+// newCalls returns the calls of the caller of a client.
+func (c *callFlags) newCalls(a *app, client *api.Client, log *slog.Logger) (*mcpCalls, error) {
+	roots, err := c.roots(a)
 	if err != nil {
 		return nil, err
 	}
-	e := &mcpCalls{client: client, log: log, loaded: make(chan struct{}), rules: &egress.Source{Client: client, Only: c.only}}
-	e.keeper = agent.NewKeeper(agent.KeeperConfig{Client: client, Ask: ask, Report: e.report})
-	e.transport = &egress.Transport{Policy: e.policy, Credentials: e.keeper, Roots: roots}
-	return e, nil
+	m := &mcpCalls{log: log, loaded: make(chan struct{})}
+	m.edge = newEdge(client, c.only, nil, m.report)
+	m.calls.Policy, m.calls.Roots = m.policy, roots
+	return m, nil
 }
 
 // policy returns the rules in force. The first calls wait for the rules.
-func (e *mcpCalls) policy() *egress.Policy {
-	<-e.loaded
-	return e.rules.Policy()
+func (m *mcpCalls) policy() *egress.Policy {
+	<-m.loaded
+	return m.source.Policy()
 }
 
-// roots returns the authorities for the hosts that are called; nil: those of the system.
-func (c *callFlags) roots() (*x509.CertPool, error) {
-	if c.ca == "" {
+// roots returns the authorities for the hosts that are called: those of the system and of
+// a file. It returns nil for the system's alone.
+func (c *callFlags) roots(a *app) (*x509.CertPool, error) {
+	file := cmp.Or(c.ca, a.getenv("BROKER_UPSTREAM_CA"))
+	if file == "" {
 		return nil, nil
 	}
-	pem, err := os.ReadFile(c.ca)
+	pem, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("--upstream-ca: %w", err)
 	}
@@ -84,13 +83,13 @@ func (c *callFlags) roots() (*x509.CertPool, error) {
 		roots = x509.NewCertPool()
 	}
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("--upstream-ca: %s has no certificate in PEM", c.ca)
+		return nil, fmt.Errorf("--upstream-ca: %s has no certificate in PEM", file)
 	}
 	return roots, nil
 }
 
 // report logs what happened to a credential.
-func (e *mcpCalls) report(event agent.KeptEvent) {
+func (m *mcpCalls) report(event agent.KeptEvent) {
 	args := []any{"entitlement", event.Entitlement}
 	for _, kv := range [][2]string{{"lease", event.Lease}, {"request", event.Request}} {
 		if kv[1] != "" {
@@ -102,7 +101,7 @@ func (e *mcpCalls) report(event agent.KeptEvent) {
 		level = slog.LevelWarn
 		args = append(args, "err", event.Err)
 	}
-	e.log.Log(context.Background(), level, "credential "+event.Kind, args...)
+	m.log.Log(context.Background(), level, "credential "+event.Kind, args...)
 }
 
 // firstLoad bounds the time for the rules before the first call. Without them, nothing
@@ -111,31 +110,26 @@ const firstLoad = 10 * time.Second
 
 // while runs f with the calls: it keeps rules and credentials fresh, and returns the
 // credentials afterwards.
-func (e *mcpCalls) while(ctx context.Context, f func(context.Context) error) error {
+func (m *mcpCalls) while(ctx context.Context, a *app, f func(context.Context) error) error {
+	defer a.endEdge(ctx, m.edge, "the work ended")
 	work, stop := context.WithCancel(ctx)
-	defer stop()
-	var group errgroup.Group
-	group.Go(func() error { return e.keeper.Run(work) })
-	group.Go(func() error {
-		e.load(work)
-		return e.rules.Run(work, e.warn)
+	var loops errgroup.Group
+	loops.Go(func() error {
+		m.load(work)
+		return m.run(work, m.warn)
 	})
 	err := f(ctx)
 	stop()
-	e.transport.CloseIdleConnections()
-	if failed := e.keeper.Return(ctx, "the work ended"); failed != nil {
-		e.warn(failed)
-	}
-	return errors.Join(err, group.Wait())
+	return errors.Join(err, loops.Wait())
 }
 
-func (e *mcpCalls) load(ctx context.Context) {
-	defer close(e.loaded)
+func (m *mcpCalls) load(ctx context.Context) {
+	defer close(m.loaded)
 	ctx, cancel := context.WithTimeout(ctx, firstLoad)
 	defer cancel()
-	if err := e.rules.Load(ctx); err != nil && ctx.Err() == nil {
-		e.warn(err)
+	if err := m.source.Load(ctx); err != nil && ctx.Err() == nil {
+		m.warn(err)
 	}
 }
 
-func (e *mcpCalls) warn(err error) { e.log.Warn("calls", "err", err) }
+func (m *mcpCalls) warn(err error) { m.log.Warn("calls", "err", err) }

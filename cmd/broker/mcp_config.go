@@ -66,7 +66,7 @@ func (a *app) printMCPConfig(client string, flags callFlags) error {
 	}
 	for _, settings := range []map[string]string{a.tokenSettings(), {
 		"BROKER_URL": cfg.server, "BROKER_ID": cfg.brokerID, "BROKER_CA": absolute(cfg.ca), "SPIFFE_ENDPOINT_SOCKET": socket,
-		"BROKER_CERT": absolute(cfg.cert), "BROKER_KEY": absolute(cfg.key),
+		"BROKER_CERT": absolute(cfg.cert), "BROKER_KEY": absolute(cfg.key), "BROKER_UPSTREAM_CA": absolute(a.getenv("BROKER_UPSTREAM_CA")),
 	}} {
 		for name, value := range settings {
 			if value != "" {

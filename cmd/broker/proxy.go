@@ -182,7 +182,7 @@ func (a *app) newProxy(ctx context.Context, client *api.Client, f *proxyFlags) (
 		return nil, err
 	}
 	p := &proxy{app: a, flags: f, shown: newProxyReport(a, f.quiet), metrics: forward.NewMetrics()}
-	roots, err := f.calls.roots()
+	roots, err := f.calls.roots(a)
 	if err != nil {
 		return nil, err
 	}

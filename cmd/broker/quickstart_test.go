@@ -100,7 +100,7 @@ func (q *quickstart) startDev(line string) (stop func()) {
 	if err != nil {
 		q.t.Fatal(err)
 	}
-	line = strings.TrimSpace(line) + " --listen " + at.Broker + " --pages " + at.Pages + " --login " + at.Login
+	line = strings.TrimSpace(line) + " --listen " + at.Broker + " --pages " + at.Pages + " --login " + at.Login + " --tickets " + at.Tickets
 	ctx, cancel := context.WithCancel(q.t.Context())
 	cmd := q.shell(ctx, "exec "+line)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }

@@ -55,6 +55,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("ADDRESS", at.Broker)
 			env.Setenv("PAGES", at.Pages)
 			env.Setenv("LOGIN", at.Login)
+			env.Setenv("TICKETS", at.Tickets)
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){

@@ -106,7 +106,7 @@ func TestDevRemovesItsFolder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command("broker", "dev", "--listen", at.Broker, "--pages", at.Pages, "--login", at.Login)
+		cmd := exec.Command("broker", "dev", "--listen", at.Broker, "--pages", at.Pages, "--login", at.Login, "--tickets", at.Tickets)
 		cmd.Env = append(os.Environ(), "TMPDIR="+dir)
 		out, err := cmd.StdoutPipe()
 		if err != nil {

@@ -30,14 +30,14 @@ func inWorld(ctx context.Context, broker string, f func(*world) error) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	ports, err := freePorts(3)
+	ports, err := freePorts(4)
 	if err != nil {
 		return err
 	}
 	w := &world{broker, dir, "https://127.0.0.1:" + ports[0], "http://localhost:" + ports[1]}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	cmd := exec.CommandContext(ctx, broker, "dev", "--dir", dir, "--listen", "127.0.0.1:"+ports[0], "--pages", "127.0.0.1:"+ports[1], "--login", "127.0.0.1:"+ports[2])
+	cmd := exec.CommandContext(ctx, broker, "dev", "--dir", dir, "--listen", "127.0.0.1:"+ports[0], "--pages", "127.0.0.1:"+ports[1], "--login", "127.0.0.1:"+ports[2], "--tickets", "127.0.0.1:"+ports[3])
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	var said bytes.Buffer

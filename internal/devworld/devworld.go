@@ -1,5 +1,5 @@
 // Package devworld runs a trust domain with a SPIFFE Workload API, an OpenID login
-// without passwords and a broker in one process, on loopback. "broker dev", "broker
+// without passwords, a ticket API and a broker in one process, on loopback. "broker dev", "broker
 // demo" and tests use it. It is not for production: anyone who can connect to its
 // sockets gets their identities.
 package devworld
@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"accessbroker.internal/attest/localca"
+	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/internal/service"
 )
@@ -55,12 +56,12 @@ var Identities = []Identity{
 }
 
 // Addresses are the loopback addresses of a world: the broker for callers, its pages
-// for browsers, and the login.
-type Addresses struct{ Broker, Pages, Login string }
+// for browsers, the login, and the ticket API.
+type Addresses struct{ Broker, Pages, Login, Tickets string }
 
 // FreeAddresses returns addresses on ports that are free at the moment.
 func FreeAddresses() (a Addresses, err error) {
-	for _, address := range []*string{&a.Broker, &a.Pages, &a.Login} {
+	for _, address := range []*string{&a.Broker, &a.Pages, &a.Login, &a.Tickets} {
 		l, err := listenAnywhere()
 		if err != nil {
 			return a, fmt.Errorf("finding a free port: %w", err)
@@ -102,7 +103,7 @@ func (a Addresses) PagesURL() string {
 	return "http://" + a.Pages
 }
 
-// A World is a trust domain, a login and a broker with a sample catalogue and sample
+// A World is a trust domain, a login, a ticket API and a broker with a sample catalogue and sample
 // policies. All its files are in one folder.
 type World struct {
 	Addresses
@@ -117,7 +118,7 @@ type World struct {
 // New creates the world's folder and files. Existing files are not changed, except for
 // bundle.pem.
 func New(dir string, at Addresses) (_ *World, err error) {
-	for _, address := range []string{at.Broker, at.Pages, at.Login} {
+	for _, address := range []string{at.Broker, at.Pages, at.Login, at.Tickets} {
 		if !IsLoopback(address) {
 			return nil, fmt.Errorf("%s is not a loopback address, such as 127.0.0.1:8443", address)
 		}
@@ -152,10 +153,19 @@ func (w *World) load() (err error) {
 	elsewhere := slices.ContainsFunc(w.config.Providers, func(p config.Provider) bool { // not a provider with TLS, which the operator chose
 		return strings.HasPrefix(p.Issuer, "http://") && p.Issuer != "http://"+w.Login
 	})
-	if !listens || elsewhere {
-		return fmt.Errorf("%s has other addresses than the broker's %s and the login's %s: start with its addresses, or remove it to have it written anew", w.ConfigFile(), w.Broker, w.Login)
+	if !listens || elsewhere || w.callsElsewhere() {
+		return fmt.Errorf("%s has other addresses than the broker's %s, the login's %s and the ticket API's %s: start with its addresses, or remove it to have it written anew", w.ConfigFile(), w.Broker, w.Login, w.Tickets)
 	}
 	return nil
+}
+
+// callsElsewhere reports whether the calls of tickets-api go to a ticket API on another
+// address of this machine.
+func (w *World) callsElsewhere() bool {
+	e := w.config.Catalogue["tickets-api"]
+	return e != nil && e.Egress != nil && slices.ContainsFunc(e.Egress.Allow, func(r broker.EgressRule) bool {
+		return len(r.Hosts) == 1 && IsLoopback(r.Hosts[0]) && r.Hosts[0] != w.Tickets
+	})
 }
 
 // hosts returns the names by which clients on this machine reach the broker.
@@ -203,6 +213,9 @@ func (w *World) Run(ctx context.Context, log *slog.Logger, f func(context.Contex
 		return err
 	}
 	if err := w.serveLogin(outer, others); err != nil {
+		return err
+	}
+	if err := w.serveTickets(outer, others); err != nil {
 		return err
 	}
 	ready := make(chan struct{})
@@ -283,7 +296,7 @@ func (w *World) fill(content []byte) ([]byte, error) {
 		return nil, err
 	}
 	err = t.Execute(&out, map[string]string{
-		"Address": w.Broker, "Port": port, "Metrics": "127.0.0.1:0", "Login": "http://" + w.Login, "BrokerSocket": w.Socket("broker"),
+		"Address": w.Broker, "Port": port, "Metrics": "127.0.0.1:0", "Login": "http://" + w.Login, "Tickets": w.Tickets, "BrokerSocket": w.Socket("broker"),
 	})
 	return out.Bytes(), err
 }

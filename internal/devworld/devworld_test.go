@@ -155,18 +155,20 @@ func TestBundleFollowsTheWorld(t *testing.T) {
 func TestFolderKeepsItsAddresses(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	first := devworld.Addresses{Broker: "127.0.0.1:8443", Pages: "127.0.0.1:8480", Login: "127.0.0.1:8481"}
+	first := devworld.Addresses{Broker: "127.0.0.1:8443", Pages: "127.0.0.1:8480", Login: "127.0.0.1:8481", Tickets: "127.0.0.1:8482"}
 	if _, err := devworld.New(dir, first); err != nil {
 		t.Fatal(err)
 	}
 	for _, at := range []devworld.Addresses{
-		{Broker: "127.0.0.1:9443", Pages: first.Pages, Login: first.Login}, {Broker: first.Broker, Pages: first.Pages, Login: "127.0.0.1:9481"},
+		{Broker: "127.0.0.1:9443", Pages: first.Pages, Login: first.Login, Tickets: first.Tickets},
+		{Broker: first.Broker, Pages: first.Pages, Login: "127.0.0.1:9481", Tickets: first.Tickets},
+		{Broker: first.Broker, Pages: first.Pages, Login: first.Login, Tickets: "127.0.0.1:9482"},
 	} {
 		if _, err := devworld.New(dir, at); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, "broker.yaml")+" has other addresses") {
 			t.Errorf("%v: got %v", at, err)
 		}
 	}
-	if _, err := devworld.New(dir, devworld.Addresses{Broker: first.Broker, Pages: "127.0.0.1:9480", Login: first.Login}); err != nil {
+	if _, err := devworld.New(dir, devworld.Addresses{Broker: first.Broker, Pages: "127.0.0.1:9480", Login: first.Login, Tickets: first.Tickets}); err != nil {
 		t.Errorf("other pages: %v", err)
 	}
 }

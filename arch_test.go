@@ -83,7 +83,7 @@ var ours = map[string][]string{
 	"internal/strictjson":       {},
 	"internal/mutate":           {},
 	"cmd/broker": {
-		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/handoff", "internal/screen", "internal/visible", "egress", "egress/forward", "agent", "agent/pipeline", "agent/tokensource", "api", "mcp", "policy", "audit", "audit/verify",
+		"internal/config", "internal/service", "internal/devworld", "internal/devworld/browser", "internal/handoff", "internal/screen", "internal/visible", "egress", "egress/forward", "egress/scrub", "agent", "agent/pipeline", "agent/tokensource", "api", "mcp", "policy", "audit", "audit/verify",
 		"broker/evidence",           // a report from an export
 		"attest", "broker", "store", // clients by SVID; ids and limits; a log that is verified in its database
 	},

@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"os/exec"
 	"os/signal"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -40,12 +39,16 @@ several entitlements, each file is also named by BROKER_CREDENTIAL_FILE_ and
 the name of its entitlement, as in BROKER_CREDENTIAL_FILE_ORDERS_DB_RO; a
 variable for which two credentials have a value is left out.
 
-On GitHub Actions, ci registers the secrets of the credentials, and forms such
-as base64 in which programs print them, as masks for the rest of the job. It
-does so on standard error, unless that is a file. GitLab and others have no
-such command; there, keep a credential in its file. ci writes nothing to
-GITHUB_ENV and GITHUB_OUTPUT. The command does not get the variables that hold
-the job's identity token, unless --keep-identity is set.
+The secrets of the credentials are masked in what the command prints, also in
+base64, hex, URL- and JSON-escaped form, unless it prints to a terminal or
+--no-mask is set. On GitHub Actions, ci also registers them as masks for the
+rest of the job. It does so on standard error, unless that is a file. GitLab
+and others have no command for that: there, nothing hides a secret that a
+later step prints.
+
+ci writes nothing to GITHUB_ENV and GITHUB_OUTPUT. The command does not get
+the variables that hold the job's identity token, unless --keep-identity is
+set.
 
 The justification is --why and a description of the job: its repository, run,
 ref, commit and link. It is the same when the job runs again, so a job that
@@ -95,7 +98,7 @@ func (a *app) ciCommand() *cobra.Command {
 	f.add(c)
 	completes(c, "scope", a.completeScope)
 	f.how.add(c)
-	c.Flags().BoolVar(&f.noMask, "no-mask", false, "do not register the secrets as masks")
+	c.Flags().BoolVar(&f.noMask, "no-mask", false, "do not mask the secrets in the log")
 	c.Flags().BoolVar(&f.keepIdentity, "keep-identity", false, "leave the variables with the job's identity token to the command")
 	c.Flags().DurationVar(&f.grace, "grace", defaultGrace, "how long the command may run after a signal")
 	a.client.addCollecting(c)
@@ -110,6 +113,7 @@ type ciJob struct {
 	client   *api.Client
 	link     string // of the pages; empty: none
 	grants   []*ciGrant
+	outputs  []*masked
 	back     sync.Once // gives everything back
 }
 
@@ -147,6 +151,7 @@ func (a *app) ci(ctx context.Context, entitlements, command []string, f ciFlags)
 	detach := context.AfterFunc(ctx, cancel)
 	return a.withConfig(work, cfg, func(work context.Context, client *api.Client) error {
 		j.client = client
+		stdout, stderr := j.output(a.out), j.output(a.err)
 		defer func() { j.giveBack(work, ctx.Err() != nil) }()
 		if err := j.obtain(work); err != nil {
 			return err
@@ -154,7 +159,7 @@ func (a *app) ci(ctx context.Context, entitlements, command []string, f ciFlags)
 		if !detach() {
 			return errInterrupted
 		}
-		return j.run(work, program, command, signals)
+		return j.run(work, &exec.Cmd{Path: program, Args: command, Stdin: a.in, Stdout: stdout, Stderr: stderr, WaitDelay: outputWait}, signals)
 	})
 }
 
@@ -358,30 +363,4 @@ func (j *ciJob) collected(g *ciGrant, credential *api.Credential) error {
 	}
 	fmt.Fprintf(j.err, "broker: %s until %s, %s\n", g.ask.Entitlement, credential.ExpiresAt.UTC().Format("15:04:05Z"), credential.Lease)
 	return g.pass.Write(credential)
-}
-
-// mask registers the secrets of a credential as masks of the platform. The commands have
-// the secrets in clear, so they go only where the platform reads them: a person may have
-// sent standard output, or an error log, to a file.
-func (j *ciJob) mask(c *api.Credential) error {
-	if !j.platform.Masks || j.flags.noMask {
-		return nil
-	}
-	if f, isFile := j.err.(*os.File); isFile {
-		if info, err := f.Stat(); err != nil || info.Mode().IsRegular() {
-			fmt.Fprintln(j.err, "broker: standard error is a file, so the secrets are not registered as masks")
-			return nil
-		}
-	}
-	return pipeline.MaskCommands(j.err, secretsOf(c)...)
-}
-
-// secretsOf returns the fields of a credential that must not be shown.
-func secretsOf(c *api.Credential) []string {
-	var list []string
-	for _, field := range c.Secret {
-		list = append(list, field)
-	}
-	slices.Sort(list)
-	return list
 }

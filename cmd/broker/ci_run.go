@@ -26,19 +26,17 @@ const (
 	returnWait   = 10 * time.Second
 	urgentReturn = 2 * time.Second
 	// outputWait bounds the wait for children that the command left behind with its output.
-	outputWait = 5 * time.Second
+	outputWait = 2 * time.Second
 )
 
 // endings are the signals that end a job.
 var endings = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT}
 
 // run runs the command.
-func (j *ciJob) run(ctx context.Context, program string, command []string, signals chan os.Signal) error {
-	env, err := j.environment()
-	if err != nil {
+func (j *ciJob) run(ctx context.Context, cmd *exec.Cmd, signals chan os.Signal) (err error) {
+	if cmd.Env, err = j.environment(); err != nil {
 		return err
 	}
-	cmd := &exec.Cmd{Path: program, Args: command, Stdin: j.in, Stdout: j.out, Stderr: j.err, Env: env, WaitDelay: outputWait}
 	r := newRelay(signals)
 	defer r.close()
 	done, err := r.start(cmd)
@@ -49,6 +47,9 @@ func (j *ciJob) run(ctx context.Context, program string, command []string, signa
 	err = j.supervise(ctx, r, done)
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil // children that the command left behind keep its output open
+	}
+	for _, output := range j.outputs {
+		err = errors.Join(err, output.Close())
 	}
 	return commandExit(err)
 }

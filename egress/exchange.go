@@ -64,7 +64,7 @@ func (x *exchange) announce(c *api.Credential) *Refusal {
 	if x.t.Meter == nil {
 		return r
 	}
-	if r.Err = x.t.Meter.Announce(x.watch.ctx, c.Lease, Call{Method: methodOr(x.r.Method), Host: x.target.Host, Path: x.target.Path}); r.Err != nil {
+	if r.Err = x.t.Meter.Announce(x.watch.ctx, c.Lease, Call{Method: methodOr(x.r.Method), Scheme: x.target.Scheme, Host: x.target.Host, Path: x.target.Path}); r.Err != nil {
 		return r
 	}
 	return nil

@@ -5,9 +5,13 @@ import "context"
 // A Call is what a record of a call states.
 type Call struct {
 	Method string
+	Scheme string
 	Host   string // with the port, if it is not the default
 	Path   string // without the query
 }
+
+// URL returns the URL of the call, without its query.
+func (c Call) URL() string { return c.Scheme + "://" + c.Host + c.Path }
 
 // Outcomes of calls.
 const (

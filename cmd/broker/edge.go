@@ -19,6 +19,7 @@ type edge struct {
 	source *egress.Source
 	keeper *agent.Keeper
 	calls  *egress.Transport
+	meter  *egress.Reporter
 }
 
 // newEdge returns an edge for the entitlements; for all of the caller's if there are none.
@@ -27,7 +28,8 @@ func newEdge(client *api.Client, only []string, ask func(string) api.Ask, report
 		source: &egress.Source{Client: client, Only: only},
 		keeper: agent.NewKeeper(agent.KeeperConfig{Client: client, Ask: ask, Report: report}),
 	}
-	e.calls = &egress.Transport{Policy: e.source.Policy, Credentials: e.keeper}
+	e.meter = &egress.Reporter{Calls: api.Calls{Client: client}}
+	e.calls = &egress.Transport{Policy: e.source.Policy, Credentials: e.keeper, Meter: e.meter}
 	return e
 }
 
@@ -40,15 +42,14 @@ func (e *edge) MatchHost(scheme, hostport string) bool {
 func (e *edge) RoundTrip(r *http.Request) (*http.Response, error) { return e.calls.RoundTrip(r) }
 
 // Upgrade makes a call that asks for a WebSocket.
-func (e *edge) Upgrade(*http.Request) (*http.Response, error) {
-	return nil, &egress.Refusal{Code: egress.CodeWebSocket, What: "The proxy does not carry WebSockets", Next: "call without an upgrade"}
-}
+func (e *edge) Upgrade(r *http.Request) (*http.Response, error) { return e.calls.Upgrade(r) }
 
 // run renews credentials and follows the rules until ctx ends.
 func (e *edge) run(ctx context.Context, report func(error)) error {
 	loops, ctx := errgroup.WithContext(ctx)
 	loops.Go(func() error { return e.keeper.Run(ctx) })
 	loops.Go(func() error { return e.source.Run(ctx, report) })
+	loops.Go(func() error { return e.meter.Run(ctx) })
 	return loops.Wait()
 }
 
@@ -56,6 +57,7 @@ func (e *edge) run(ctx context.Context, report func(error)) error {
 // returned.
 func (a *app) endEdge(ctx context.Context, e *edge, reason string) {
 	e.calls.CloseIdleConnections()
+	e.meter.Close(ctx)
 	err := e.keeper.Return(ctx, reason)
 	var many interface{ Unwrap() []error }
 	if !errors.As(err, &many) {

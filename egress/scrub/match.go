@@ -151,7 +151,7 @@ func (m *match) branch(s state) {
 		if u.is('\r') || u.is('\n') {
 			m.wrap(s)
 		}
-		if level == depth || u.n != 1 || !introduces[u.text[0]] {
+		if level == depth || !u.introduces() {
 			return
 		}
 		next, cut := decodeOnce(src, u, level)
@@ -171,8 +171,8 @@ func (m *match) fits(u unit, k int) bool {
 	if u.n > len(want) {
 		return false
 	}
-	for i, c := range u.text[:u.n] {
-		if fold[c] != want[i] {
+	for i := range u.n {
+		if fold[u.at(i)] != want[i] {
 			return false
 		}
 	}

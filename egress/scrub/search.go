@@ -22,24 +22,26 @@ func (c *scan) search() {
 	}
 }
 
-func (c *scan) eachByte(b byte, do func(at int)) {
-	for at := 0; ; at++ {
+// eachByte calls a function at each place with a byte. The function returns how far the
+// search can move on.
+func (c *scan) eachByte(b byte, do func(at int) int) {
+	for at := 0; at < len(c.text.b); {
 		n := bytes.IndexByte(c.text.b[at:], b)
 		if n < 0 {
 			return
 		}
 		at += n
-		do(at)
+		at += do(at)
 	}
 }
 
 // literals finds the occurrences whose window has no escape.
 func (c *scan) literals() {
 	x, b := c.s.index, c.text.b
-	shift := 32 - x.skipBits
+	skips, shift := x.skips, (32-x.skipBits)&31
 	for end := x.window; end <= len(b); {
-		h := block(b[end-4:])
-		if skip := int(x.skips[hash(h)>>shift]); skip > 0 {
+		h := block(b[end-4 : end])
+		if skip := int(skips[hash(h)>>shift]); skip > 0 {
 			end += skip
 			continue
 		}
@@ -88,38 +90,91 @@ func (c *scan) startsNeedle(b []byte) bool {
 }
 
 // escape finds the occurrences whose first escape is at a place.
-func (c *scan) escape(at int) {
+func (c *scan) escape(at int) int {
 	src := c.text.b[at:]
+	if skip := c.plain(at); skip > 0 {
+		return skip
+	}
 	u := literal(src[0])
 	for level := range depth {
 		next, cut := decodeOnce(src, u, level)
 		if cut {
 			c.hold = min(c.hold, at)
 			c.tail(at)
-			return
+			return 1
 		}
 		if next.size == u.size {
-			return
+			return 1
 		}
 		u = next
 		if u.is('\n') || u.is('\r') {
 			c.broken(at)
-		} else if c.s.index.wanted[fold[u.text[0]]] {
-			c.before(at, fold[u.text[0]], false)
+		} else if c.s.index.wanted[fold[u.at(0)]] {
+			c.before(at, fold[u.at(0)], false)
 			c.begins(at, u)
 		}
-		if u.n != 1 || !introduces[u.text[0]] {
-			return
+		if !u.introduces() {
+			return 1
 		}
 	}
+	return 1
+}
+
+// manySlashes is longer than the longest row of backslashes that stands for another
+// character.
+const manySlashes = `\\\\\\\\` + `\\\\\\\\`
+
+// plain returns how far the search can move on from a byte that begins no escape of a
+// byte of any needle, or 0 if it does not see that at once.
+func (c *scan) plain(at int) int {
+	src, wanted := c.text.b[at:], &c.s.index.wanted
+	if len(src) < 2 {
+		return 0
+	}
+	switch next := src[1]; src[0] {
+	case '%':
+		if hexadecimal[next] == 0 && next != 'u' {
+			return 1
+		}
+	case '&':
+		if next != '#' && !isAlnum(next) {
+			return 1
+		}
+	case '\\':
+		if next == '\\' {
+			return c.backslashes(src)
+		}
+		if !isAlnum(next) && !introduces[next] && next != '\n' && next != '\r' && !wanted[next] {
+			return 2
+		}
+		if (next == 'n' || next == 'r') && (at == 0 || !encodes[c.text.b[at-1]] && !introduces[c.text.b[at-1]]) && !wanted[short[next]] {
+			return 2
+		}
+	}
+	return 0
+}
+
+// backslashes returns how many of the backslashes at the start of a text are escaped
+// backslashes however often they are decoded, if no secret has one.
+func (c *scan) backslashes(src []byte) (skip int) {
+	if c.s.index.wanted['\\'] {
+		return 0
+	}
+	for len(src)-skip >= len(manySlashes) && string(src[skip:skip+len(manySlashes)]) == manySlashes {
+		skip++
+	}
+	return skip
 }
 
 // newline finds the occurrences whose first line break is at a place.
-func (c *scan) newline(at int) {
+func (c *scan) newline(at int) int {
 	if at > 0 && c.text.b[at-1] == '\r' {
 		at--
+		c.broken(at)
+		return 2
 	}
 	c.broken(at)
+	return 1
 }
 
 // broken finds the occurrences in base64 whose first line break is at a place.
@@ -140,8 +195,8 @@ func (c *scan) broken(at int) {
 			c.tail(at)
 			return
 		}
-		c.before(at, fold[u.text[0]], true)
-		if u.n != 1 || !introduces[u.text[0]] {
+		c.before(at, fold[u.at(0)], true)
+		if !u.introduces() {
 			return
 		}
 	}
@@ -179,29 +234,34 @@ func (c *scan) pieces(at int, key uint32, wrapped bool) {
 func (c *scan) begins(at int, u unit) {
 	next := at + u.size
 	if u.n > 1 {
-		c.pieces(at, pair(firstByte, fold[u.text[0]], fold[u.text[1]]), false)
+		c.pieces(at, pair(firstByte, fold[u.at(0)], fold[u.at(1)]), false)
 		return
 	}
 	if next >= len(c.text.b) {
-		if c.startsNeedle(u.text[:1]) {
+		if c.startsNeedle([]byte{u.at(0)}) {
 			c.hold = min(c.hold, at)
 		}
 		return
 	}
-	for level := range depth + 1 {
-		v, cut := decode(c.text.b[next:], level)
-		switch {
-		case cut:
-			c.hold = min(c.hold, at)
-			return
-		case v.is('\n') || v.is('\r'):
+	src := c.text.b[next:]
+	for v, level := literal(src[0]), 0; ; level++ {
+		if v.is('\n') || v.is('\r') {
 			c.all(at)
 			return
 		}
-		c.pieces(at, pair(firstByte, fold[u.text[0]], fold[v.text[0]]), false)
-		if v.n != 1 || !introduces[v.text[0]] {
+		c.pieces(at, pair(firstByte, fold[u.at(0)], fold[v.at(0)]), false)
+		if level == depth || !v.introduces() {
 			return
 		}
+		after, cut := decodeOnce(src, v, level)
+		if cut {
+			c.hold = min(c.hold, at)
+			return
+		}
+		if after.size == v.size {
+			return
+		}
+		v = after
 	}
 }
 

@@ -1,6 +1,8 @@
 package scrub
 
 import (
+	"bytes"
+	"encoding/binary"
 	"html"
 	"strings"
 	"unicode/utf16"
@@ -13,26 +15,31 @@ const depth = 3
 // maxUnit bounds the bytes of text that stand for one character.
 const maxUnit = 96
 
-// A unit is what the text at one place stands for: a byte as it is, or an escape.
+// A unit is what the text at one place stands for: a byte as it is, or an escape. It fits
+// into registers.
 type unit struct {
-	text [utf8.UTFMax]byte
-	n    int // bytes of text
-	size int // bytes that stand for it
+	text uint32 // UTF-8; the first byte is the lowest
+	n    int    // bytes of text
+	size int    // bytes that stand for it
 }
 
-func (u unit) is(c byte) bool { return u.n == 1 && u.text[0] == c }
+func (u unit) at(i int) byte  { return byte(u.text >> (8 * i)) }
+func (u unit) is(c byte) bool { return u.n == 1 && u.text == uint32(c) }
+
+// introduces reports whether an escape can begin with a unit.
+func (u unit) introduces() bool { return u.n == 1 && introduces[byte(u.text)] }
 
 // introduces has the bytes with which an escape begins.
 var introduces = [256]bool{'%': true, '\\': true, '&': true}
 
-func literal(c byte) unit { return unit{text: [utf8.UTFMax]byte{c}, n: 1, size: 1} }
+func literal(c byte) unit { return unit{text: uint32(c), n: 1, size: 1} }
 
 // decode returns what the start of src stands for if the text was escaped level times.
 // Text that is no escape stands for itself. It reports as cut that src may end within
 // an escape.
 func decode(src []byte, level int) (u unit, cut bool) {
 	u = literal(src[0])
-	for l := 1; l <= level && u.n == 1 && introduces[u.text[0]]; l++ {
+	for l := 1; l <= level && u.introduces(); l++ {
 		next, cut := decodeOnce(src, u, l-1)
 		if cut || next.size == u.size {
 			return next, cut
@@ -47,9 +54,19 @@ func decode(src []byte, level int) (u unit, cut bool) {
 // once, the introducer was escaped each time, so that an introducer that was not begins
 // no escape of a higher level.
 func decodeOnce(src []byte, introducer unit, below int) (u unit, cut bool) {
+	if below == 0 && len(src) >= rawEscape {
+		if u, known := decodeRaw(src, introducer); known {
+			return u, false
+		}
+		if src[0] == '&' {
+			if u, ok := rawName(src); ok {
+				return u, false
+			}
+		}
+	}
 	e := escape{src: src, at: introducer.size, level: below}
 	var ok bool
-	switch introducer.text[0] {
+	switch introducer.at(0) {
 	case '%':
 		u, ok = e.percent()
 	case '\\':
@@ -62,6 +79,63 @@ func decodeOnce(src []byte, introducer unit, below int) (u unit, cut bool) {
 	}
 	u.size = e.at
 	return u, false
+}
+
+// rawEscape is the length of the longest escape that decodeRaw knows.
+const rawEscape = len(`\u0041`)
+
+// hexadecimal has the values of hexadecimal digits plus one.
+var hexadecimal = func() (t [256]uint8) {
+	for c := range t {
+		if d := digit(literal(byte(c)), 16); d >= 0 {
+			t[c] = uint8(d) + 1
+		}
+	}
+	return t
+}()
+
+// decodeRaw decodes the escapes that are frequent, without the reading of escaped escapes.
+// It returns the introducer if no escape follows.
+func decodeRaw(src []byte, introducer unit) (u unit, known bool) {
+	src = src[:rawEscape]
+	c := src[1]
+	switch src[0] {
+	case '%':
+		high, low := hexadecimal[c], hexadecimal[src[2]]
+		if high != 0 && low != 0 {
+			return unit{text: uint32((high-1)<<4 | (low - 1)), n: 1, size: 3}, true
+		}
+		return introducer, c != 'u'
+	case '\\':
+		switch {
+		case c == 'u' && src[2] == '0' && src[3] == '0':
+			high, low := hexadecimal[src[4]], hexadecimal[src[5]]
+			if 0 < high && high <= 8 && low != 0 { // ASCII
+				return unit{text: uint32((high-1)<<4 | (low - 1)), n: 1, size: 6}, true
+			}
+		case short[c] != 0:
+			return unit{text: uint32(short[c]), n: 1, size: 2}, true
+		case !isAlnum(c):
+			return unit{text: uint32(c), n: 1, size: 2}, true
+		}
+	default:
+		if c != '#' && !isAlnum(c) {
+			return introducer, true
+		}
+	}
+	return u, false
+}
+
+// rawName returns the character that a name in HTML stands for, if the text has no
+// escapes in the name.
+func rawName(src []byte) (u unit, ok bool) {
+	end := bytes.IndexByte(src[:min(len(src), maxName+2)], ';')
+	if end < 0 {
+		return u, false
+	}
+	u, ok = names[string(src[1:end])]
+	u.size = end + 1
+	return u, ok
 }
 
 // An escape reads the characters of an escape, each of which can be escaped itself.
@@ -129,7 +203,7 @@ func digit(u unit, base int) rune {
 		return -1
 	}
 	d := rune(-1)
-	switch c := u.text[0]; {
+	switch c := u.at(0); {
 	case '0' <= c && c <= '9':
 		d = rune(c - '0')
 	case 'a' <= c|0x20 && c|0x20 <= 'f':
@@ -165,7 +239,7 @@ func (e *escape) backslash() (unit, bool) {
 	if !ok || u.n != 1 {
 		return u, ok
 	}
-	switch c := u.text[0]; {
+	switch c := u.at(0); {
 	case c == 'u':
 		return e.braces()
 	case c == 'U':
@@ -229,8 +303,8 @@ func (e *escape) entity() (unit, bool) {
 		return e.reference()
 	}
 	var name [maxName]byte
-	for n := 0; n < maxName && u.n == 1 && isAlnum(u.text[0]); n++ {
-		name[n] = u.text[0]
+	for n := 0; n < maxName && u.n == 1 && isAlnum(u.at(0)); n++ {
+		name[n] = u.at(0)
 		if u, ok = e.next(); !ok {
 			return u, false
 		}
@@ -284,7 +358,7 @@ var names = func() map[string]unit {
 }()
 
 func character(r rune) unit {
-	u := unit{}
-	u.n = utf8.EncodeRune(u.text[:], r)
-	return u
+	var b [utf8.UTFMax]byte
+	n := utf8.EncodeRune(b[:], r)
+	return unit{text: binary.LittleEndian.Uint32(b[:]), n: n}
 }

@@ -144,7 +144,9 @@ func (x *exchange) answer(resp *http.Response, sent http.Header, s *scrub.Scrubb
 	if err := s.Response(resp); err != nil {
 		return withhold(refuse(CodeUnreadable, "request the answer without an encoding", "The answer has an encoding that can't be searched for the credential"))
 	}
-	resp.Body = &answerBody{entitlement: x.target.Entitlement, body: resp.Body, left: limit, limit: limit, done: func(received int64, err error) {
+	clean := resp.Body
+	masked := func() bool { return scrub.Masked(clean) }
+	resp.Body = &answerBody{entitlement: x.target.Entitlement, scrubbed: masked, body: clean, left: limit, limit: limit, done: func(received int64, err error) {
 		var r *Refusal
 		errors.As(err, &r)
 		x.finish(received, r)

@@ -253,3 +253,34 @@ func TestCallAPIIsMarked(t *testing.T) {
 		t.Errorf("got %+v", tool)
 	}
 }
+
+// An answer that repeats the credential says so, without it.
+func TestCallAPIScrubsAnswers(t *testing.T) {
+	u := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		switch secret := r.Header.Get("Authorization"); r.URL.Path {
+		case "/v1/body":
+			fmt.Fprintf(w, `{"authorization":%q}`, secret)
+		case "/v1/header":
+			w.Header().Set("Etag", secret)
+		}
+	})
+	for _, path := range []string{"/v1/body", "/v1/header", "/v1/clean"} {
+		res := u.call(map[string]any{"url": u.host.URL + path})
+		got := structured[mcp.Answer](t, res)
+		if got.Scrubbed != (path != "/v1/clean") || strings.Contains(fmt.Sprint(got, textOf(res)), u.token()) {
+			t.Errorf("%s: got %+v", path, got)
+		}
+	}
+}
+
+// What has arrived of a stream that does not end is the answer.
+func TestCallAPICutsOffStreams(t *testing.T) {
+	u := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			_, _ = io.WriteString(w, "data: "+strings.Repeat("y", 4096)+"\n\n")
+		}
+	})
+	if got := structured[mcp.Answer](t, u.call(map[string]any{"url": u.host.URL + "/v1/endless"})); !got.Truncated || got.Bytes != 64<<10 || got.Status != 200 {
+		t.Errorf("got %d bytes, truncated: %v", got.Bytes, got.Truncated)
+	}
+}

@@ -42,10 +42,17 @@ func (s *Scrubber) Response(resp *http.Response) error {
 	if partial && len(codings) > 0 {
 		return ErrCoding // a part of compressed data
 	}
-	resp.Status = s.String(resp.Status)
-	s.Header(resp.Header)
-	s.Header(resp.Trailer)
-	if resp.StatusCode == http.StatusSwitchingProtocols || resp.Body == nil || resp.Body == http.NoBody {
+	status := resp.Status
+	resp.Status = s.String(status)
+	found := s.header(resp.Header)
+	found = s.header(resp.Trailer) || resp.Status != status || found
+	switch {
+	case resp.StatusCode == http.StatusSwitchingProtocols:
+		return nil
+	case resp.Body == nil || resp.Body == http.NoBody:
+		if found {
+			resp.Body = &answer{ReadCloser: http.NoBody, s: s, resp: resp, found: true}
+		}
 		return nil
 	}
 	if len(codings) > 0 && resp.ContentLength != 0 {
@@ -56,7 +63,7 @@ func (s *Scrubber) Response(resp *http.Response) error {
 	if r, ok := body.(*reader); ok {
 		r.scan.partial = partial
 	}
-	resp.Body = &answer{ReadCloser: body, s: s, resp: resp}
+	resp.Body = &answer{ReadCloser: body, s: s, resp: resp, found: found}
 	return nil
 }
 
@@ -95,8 +102,20 @@ func decoded(resp *http.Response) {
 // An answer is a body whose trailer is cleaned when it arrives.
 type answer struct {
 	io.ReadCloser
-	s    *Scrubber
-	resp *http.Response
+	s     *Scrubber
+	resp  *http.Response
+	found bool // a secret, in the header
+}
+
+// Masked reports whether the answer of a call of Response had a secret, as far as its
+// body has been read. body is the body that Response made.
+func Masked(body io.Reader) bool {
+	a, ok := body.(*answer)
+	if !ok {
+		return false
+	}
+	r, ok := a.ReadCloser.(*reader)
+	return a.found || ok && r.scan.masked
 }
 
 func (a *answer) Read(p []byte) (int, error) {

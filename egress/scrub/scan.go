@@ -14,6 +14,8 @@ type scan struct {
 	spans   []span // what to mask
 	hold    int    // the first place from which an occurrence may reach beyond the text
 	m       match
+
+	masked bool // something was
 }
 
 // run searches a text and returns the number of bytes that can be passed on: no
@@ -79,7 +81,7 @@ func (c *scan) hide(n int) {
 	for _, s := range c.spans {
 		for i := s.from; i < min(s.to, n); i++ {
 			if b := &c.text.b[i]; *b != '\n' && *b != '\r' {
-				*b = '*'
+				*b, c.masked = '*', true
 			}
 		}
 		if s.to > n {

@@ -82,16 +82,21 @@ func (s *Scrubber) String(in string) string {
 }
 
 // Header removes the secrets from names and values, in place.
-func (s *Scrubber) Header(h http.Header) {
+func (s *Scrubber) Header(h http.Header) { s.header(h) }
+
+// header reports whether there were secrets.
+func (s *Scrubber) header(h http.Header) (found bool) {
 	for name, values := range h {
 		for i, value := range values {
 			values[i] = s.String(value)
+			found = found || values[i] != value
 		}
 		if clean := s.String(name); clean != name {
 			delete(h, name)
-			h[clean] = values
+			h[clean], found = values, true
 		}
 	}
+	return found
 }
 
 // scrubs reports whether there is anything to remove.

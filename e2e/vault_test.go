@@ -300,8 +300,9 @@ func (v *vault) tokenRole(t testing.TB, role string, policies ...string) {
 }
 
 // loopbackTLS creates an authority and a certificate for servers on loopback,
-// writes both and the key, and returns the authority as a pool.
-func loopbackTLS(t testing.TB, caFile, certFile, keyFile string) *x509.CertPool {
+// writes both and the key, and returns the authority as a pool. names are further names of
+// the servers.
+func loopbackTLS(t testing.TB, caFile, certFile, keyFile string, names ...string) *x509.CertPool {
 	t.Helper()
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -316,7 +317,7 @@ func loopbackTLS(t testing.TB, caFile, certFile, keyFile string) *x509.CertPool 
 		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(24 * time.Hour),
 	}
 	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: append([]string{"localhost"}, names...),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
 	}

@@ -108,8 +108,8 @@ type segment struct {
 
 // Compile checks a rule.
 func Compile(r Rule) (*Compiled, error) {
-	if len(r.Claims) == 0 {
-		return nil, errors.New("the rule has no condition on a claim, so that every token of the issuer would match: require claims by value")
+	if bounds := slices.DeleteFunc(slices.Collect(maps.Keys(r.Claims)), func(name string) bool { return slices.Contains(ofEveryToken, name) }); len(bounds) == 0 {
+		return nil, errors.New("the rule has no condition on a claim that tells workloads apart, so that every token of the issuer would match: require claims by value")
 	}
 	if err := checkClaims(r.Claims, maxDepth); err != nil {
 		return nil, err
@@ -117,6 +117,9 @@ func Compile(r Rule) (*Compiled, error) {
 	c := &Compiled{claims: r.Claims}
 	return c, c.parseID(r.SPIFFEID)
 }
+
+// ofEveryToken are claims that say nothing about the workload.
+var ofEveryToken = []string{"iss", "aud", "exp", "nbf", "iat", "jti"}
 
 func checkClaims(claims map[string]Want, depth int) error {
 	if depth == 0 || len(claims) > maxClaims {
@@ -155,13 +158,16 @@ func (c *Compiled) parseID(id string) error {
 		name, isClaim := strings.CutPrefix(part, "${")
 		if !isClaim || !strings.HasSuffix(name, "}") {
 			if strings.Contains(part, "${") {
-				return fmt.Errorf("%q: a claim is a whole segment of the path, such as /${repository_id}/, so that no two tokens get one ID by accident", part)
+				return notWhole(part)
 			}
 			c.segments = append(c.segments, segment{literal: part})
 			filled = append(filled, part)
 			continue
 		}
-		claim, err := parsePath(strings.TrimSuffix(name, "}"))
+		if name = strings.TrimSuffix(name, "}"); strings.ContainsAny(name, "${}") {
+			return notWhole(part)
+		}
+		claim, err := parsePath(name)
 		if err != nil {
 			return err
 		}
@@ -179,6 +185,10 @@ func (c *Compiled) parseID(id string) error {
 	}
 	c.domain = domain
 	return nil
+}
+
+func notWhole(segment string) error {
+	return fmt.Errorf("%q: a claim is a whole segment of the path, such as /${repository_id}/, so that no two tokens get one ID by accident", segment)
 }
 
 // splitSegments yields the parts of a SPIFFE ID between its slashes. A slash in ${…} does

@@ -82,6 +82,7 @@ func (c *checker) workloadIssuer(at, name string, f *workloadIssuerFile) Workloa
 	c.workloadKeys(at, f)
 	c.workloadDomain(at, f)
 	c.mappingRules(at+"/rules", f, &i)
+	c.reusable(at, f)
 	return i
 }
 
@@ -156,8 +157,10 @@ func (c *checker) mappingRules(key string, f *workloadIssuerFile, i *WorkloadIss
 	if len(f.Rules) == 0 || len(f.Rules) > mapping.MaxRules {
 		c.report(key, "write 1 to %d rules, which map claims to SPIFFE IDs", mapping.MaxRules)
 	}
+	known := platformOf(f.Issuer, f.Rules)
 	for n, rule := range f.Rules {
 		at := fmt.Sprintf("%s/%d", key, n)
+		rule = c.knownRule(at, known, rule)
 		compiled, err := mapping.Compile(mapping.Rule{Claims: rule.Claims, SPIFFEID: rule.SPIFFEID})
 		if err != nil {
 			c.report(at, "%v", err)
@@ -167,6 +170,14 @@ func (c *checker) mappingRules(key string, f *workloadIssuerFile, i *WorkloadIss
 			c.report(at+"/spiffe_id", "the SPIFFE ID must be in the trust domain of the issuer's workloads, %s", f.TrustDomain)
 		}
 		i.Rules = append(i.Rules, compiled)
+	}
+}
+
+// reusable warns of tokens that their platform means to be used until they expire.
+func (c *checker) reusable(key string, f *workloadIssuerFile) {
+	kubernetes := func(r mappingRuleFile) bool { _, ok := r.Claims["kubernetes.io"]; return ok }
+	if f.OneTime == nil && slices.ContainsFunc(f.Rules, kubernetes) {
+		c.warn(key, "a pod uses its token until it expires, and with one_time, the default, gets one credential with it: write one_time: false, or one_time: true if that is intended")
 	}
 }
 

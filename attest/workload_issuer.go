@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -58,6 +59,7 @@ const (
 	firstKeyRetry  = 2 * time.Second // after a failed fetch; it doubles up to lastKeyRetry
 	lastKeyRetry   = time.Minute
 	unknownKeyWait = 3 * time.Second // how long a token with an unknown key waits for a fetch
+	unknownKeyRest = 5 * time.Second // after which another token with an unknown key causes a fetch
 )
 
 // WorkloadIssuers are the issuers of OIDC tokens of workloads. They are safe for concurrent
@@ -78,6 +80,8 @@ type workloadIssuer struct {
 	log    *slog.Logger
 	client *http.Client
 	keys   *jwks.Remote
+
+	unknown atomic.Int64 // when a token with an unknown key caused a fetch last, in Unix nanoseconds
 
 	jwksURI string    // guarded by the mutex of keys, which is held during a fetch
 	found   time.Time // when discovery found jwksURI; guarded as jwksURI is
@@ -221,12 +225,17 @@ func (w *WorkloadIssuers) verify(ctx context.Context, i *workloadIssuer, signed 
 	if i.keys.VerifyKnown(signed, now) == nil {
 		return nil
 	}
+	forged := workloadFailure(CauseSignature, "is not signed with a key that its issuer publishes: get a new one")
+	if _, trusted := i.keys.Generation(); trusted && time.Since(time.Unix(0, i.unknown.Load())) < unknownKeyRest {
+		return forged
+	}
 	select {
 	case w.waiting <- struct{}{}:
 		defer func() { <-w.waiting }()
 	default:
 		return i.unavailable(errors.New("its keys are being fetched"))
 	}
+	i.unknown.Store(time.Now().UnixNano())
 	ctx, cancel := context.WithTimeout(ctx, unknownKeyWait)
 	defer cancel()
 	err := i.keys.Verify(ctx, signed)
@@ -234,7 +243,7 @@ func (w *WorkloadIssuers) verify(ctx context.Context, i *workloadIssuer, signed 
 		return i.unavailable(failed)
 	}
 	if err != nil {
-		return workloadFailure(CauseSignature, "is not signed with a key that its issuer publishes: get a new one")
+		return forged
 	}
 	return nil
 }

@@ -35,6 +35,7 @@ type Request struct {
 	Status         string            `json:"status"`
 	Requester      string            `json:"requester"`              // SPIFFE ID, or person as "login/ana"
 	RequesterKind  string            `json:"requester_kind"`         // workload, agent, person
+	Attested       string            `json:"attested,omitempty"`     // how the requester was, if it is a workload: spiffe or oidc
 	OnBehalfOf     string            `json:"on_behalf_of,omitempty"` // whose rights are used: a person as "login/ana", or a SPIFFE ID
 	Actors         []string          `json:"actors,omitempty"`       // who acted for them before the requester, the first one first
 	Parent         string            `json:"parent,omitempty"`       // the lease whose token the requester exchanged
@@ -328,7 +329,8 @@ type Parameter struct {
 // An Identity is the proven caller: the answer of GET /v1/whoami.
 type Identity struct {
 	ID          string   `json:"id"`
-	Kind        string   `json:"kind"` // workload, agent, person; operator on the admin socket
+	Kind        string   `json:"kind"`               // workload, agent, person; operator on the admin socket
+	Attested    string   `json:"attested,omitempty"` // of a workload: spiffe (it has an SVID) or oidc (a token of its platform)
 	TrustDomain string   `json:"trust_domain,omitempty"`
 	Team        string   `json:"team,omitempty"`
 	Accountable []string `json:"accountable,omitempty"`
@@ -355,7 +357,7 @@ type CeilingPart struct {
 
 // A Proof is the proof of an identity.
 type Proof struct {
-	Method    string    `json:"method"` // x509-svid, jwt-svid, session, admin-socket
+	Method    string    `json:"method"` // x509-svid, jwt-svid, oidc-token, session, admin-socket, broker-token, access-token
 	ExpiresAt time.Time `json:"expires_at"`
 }
 

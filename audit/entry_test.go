@@ -24,7 +24,7 @@ var someTime = time.Date(2026, 11, 3, 12, 0, 0, 123e6, time.UTC)
 // fullRecord sets every field and has texts with every kind of escape.
 func fullRecord() Record {
 	why, opening := Commit("customer 4711 complained\n\t\"twice\" \u2028 \x01")
-	party := Party{ID: "spiffe://acme.test/agent/triage", Kind: "agent", Method: "jwt-svid", Proof: digest(1), Expires: someTime, Actors: []string{"login/ana", "spiffe://acme.test/x"}, Accounts: []string{"corp/ana", "login/ana"}, Also: []string{"jwt-svid 00"}}
+	party := Party{ID: "spiffe://acme.test/agent/triage", Kind: "agent", Method: "jwt-svid", Attested: "oidc", Proof: digest(1), Expires: someTime, Actors: []string{"login/ana", "spiffe://acme.test/x"}, Accounts: []string{"corp/ana", "login/ana"}, Also: []string{"jwt-svid 00"}}
 	decision := DecisionFacts{Permit: true, Policies: []string{"a", "b"}, Revision: digest(2), Manner: []string{"cautious"}, MaxDuration: 2 * time.Hour, Tickets: digest(17), Approvals: []string{"2 of dba"}, Review: []string{"1 of security"}, Signed: true, MaxTTL: time.Hour, Code: "denied"}
 	signature := SignatureFacts{AuthenticatorData: []byte{1}, ClientData: []byte("{}"), Credential: []byte{2}, Nonce: digest(16), Signature: []byte{3}}
 	return Record{

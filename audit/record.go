@@ -152,10 +152,14 @@ type Record struct {
 type Party struct {
 	ID      string    // SPIFFE ID, or "<provider>/<sub>" of a person
 	Kind    string    // workload, agent, person
-	Method  string    // x509-svid, jwt-svid, oidc, admin-socket
+	Method  string    // x509-svid, jwt-svid, oidc-token, session, admin-socket and others
 	Proof   Digest    // SHA-256 of the leaf certificate (DER) or of the token; zero: no proof
 	Expires time.Time // expiry of the proof; zero: no proof
 	Actors  []string  // who acted for the record's Subject before this party, the first one first
+
+	// Attested is "oidc" for a workload that has no SVID, but an OIDC token that a rule of the
+	// operator maps to its SPIFFE ID; empty for all others.
+	Attested string
 
 	// Accounts are all accounts of a person who has several, under the rules in force. Two
 	// parties with an account in common are one person.

@@ -11,6 +11,7 @@ const (
 	maxAccountable = 2048 // about 100 people
 	maxAccounts    = 768  // of one person
 	maxAlso        = 256  // three proofs
+	maxAttested    = 6    // a word
 	maxScopes      = 4300 // 32 of 128 characters
 	maxPolicies    = 5120
 	maxGroups      = 1024
@@ -80,6 +81,7 @@ func (p *Party) fields(c *codec) {
 	c.texts("accounts", &p.Accounts, maxAccounts)
 	c.texts("actors", &p.Actors, maxActors)
 	c.texts("also", &p.Also, maxAlso)
+	c.text("attested", &p.Attested, maxAttested)
 	c.time("expires", &p.Expires)
 	c.text("id", &p.ID, maxID)
 	c.text("kind", &p.Kind, maxWord)

@@ -67,7 +67,7 @@ func TestLargestRecordFitsIntoALeaf(t *testing.T) {
 	r := fullRecord()
 	long := func(most int) []string { return []string{strings.Repeat("x", most-len(`[""]`))} }
 	for _, p := range []*Party{r.Caller, r.Subject} {
-		*p = Party{ID: strings.Repeat("x", maxID), Kind: strings.Repeat("x", maxWord), Method: strings.Repeat("x", maxWord), Proof: digest(1), Expires: someTime, Actors: long(maxActors), Accounts: long(maxAccounts), Also: long(maxAlso)}
+		*p = Party{ID: strings.Repeat("x", maxID), Kind: strings.Repeat("x", maxWord), Method: strings.Repeat("x", maxWord), Attested: strings.Repeat("x", maxAttested), Proof: digest(1), Expires: someTime, Actors: long(maxActors), Accounts: long(maxAccounts), Also: long(maxAlso)}
 	}
 	r.Request.Accountable = long(maxAccountable)
 	r.Request.Scopes, r.Approval.Scopes, r.Lease.Scopes = long(maxScopes), long(maxScopes), long(maxScopes)

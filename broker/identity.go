@@ -200,7 +200,11 @@ func (who Identity) Party() *audit.Party {
 }
 
 func (who *Identity) fill(p *audit.Party) {
-	*p = audit.Party{ID: who.ID, Accounts: who.Accounts, Also: who.Also, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
+	attested := ""
+	if who.Attested == AttestedOIDC {
+		attested = string(who.Attested)
+	}
+	*p = audit.Party{ID: who.ID, Attested: attested, Accounts: who.Accounts, Also: who.Also, Kind: string(who.Kind), Method: string(who.Proof.Method), Proof: who.Proof.SHA256, Expires: who.Proof.Expires}
 }
 
 // A clock returns the current time in a call that began at a given time.

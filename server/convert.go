@@ -42,7 +42,7 @@ func parseStatus(name string) (broker.RequestStatus, error) {
 func (c *call) toRequest(r *broker.Request, now time.Time) api.Request {
 	out := api.Request{
 		ID: r.ID.String(), Version: r.Version, Status: requestStatus[r.State(now)],
-		Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind),
+		Requester: r.Requester.ID, RequesterKind: string(r.Requester.Kind), Attested: string(r.Requester.Attested),
 		Entitlement: r.Entitlement, Scopes: r.Scopes, TTL: api.Duration(r.TTL), Duration: api.Duration(r.Duration),
 		Justification: r.Justification, BindingMessage: r.Message, Ticket: r.Ticket, Parameters: r.Parameters, AuthorizationDetails: fromDetails(r.Details),
 		Digest: hexDigest(r.Digest), Decision: toDecision(r.Decision), DeniedBy: r.DeniedBy,

@@ -91,6 +91,10 @@ func (c *call) identify(proofs formProofs) error {
 	if c.byProxy && c.hasCertificate() {
 		return refuse(broker.ErrUnauthenticated, "the client certificate of this connection is that of a reverse proxy, which proves nothing about the caller: let the proxy present none and send a JWT-SVID, or call the broker directly")
 	}
+	if err := c.checkAssertion(proofs); err != nil {
+		c.unproved = true
+		return err
+	}
 	who, err := c.verify(proofs)
 	if err != nil {
 		c.unproved = true

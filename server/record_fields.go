@@ -136,6 +136,7 @@ func (f *fielder) party(title string, p *audit.Party) {
 	f.link("Identity", p.ID, "who")
 	f.text("Kind", p.Kind)
 	f.text("Proof", p.Method)
+	f.text("Attested", p.Attested)
 	f.digest("SHA-256 of the proof", p.Proof)
 	f.time("Proof expires", p.Expires)
 	f.list("Actors", p.Actors)

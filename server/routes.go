@@ -254,7 +254,7 @@ func (s *Server) whoami(c *call) (reply, error) {
 
 func toIdentity(who broker.Identity) api.Identity {
 	return api.Identity{
-		ID: who.ID, Kind: string(who.Kind), TrustDomain: who.TrustDomain, Team: who.Team, Accountable: who.Accountable, Accounts: who.Accounts,
+		ID: who.ID, Kind: string(who.Kind), Attested: string(who.Attested), TrustDomain: who.TrustDomain, Team: who.Team, Accountable: who.Accountable, Accounts: who.Accounts,
 		Marks: api.Marks{Purpose: who.Purpose, Model: who.Model, Ceiling: toCeiling(who.Ceiling)}, EndsAt: utc(who.Ends),
 		Proof: api.Proof{Method: string(who.Proof.Method), ExpiresAt: who.Proof.Expires.UTC()},
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"slices"
 	"strings"
 
@@ -158,21 +159,26 @@ func unverifiedType(token string) string {
 	return strings.TrimPrefix(strings.ToLower(kind), "application/")
 }
 
-// unverifiedIssuer returns the iss of a JWT, which is not verified; empty if there is none.
-func unverifiedIssuer(token string) string {
+// unverifiedClaims returns the claims of a JWT, which are not verified; nil if there are none.
+func unverifiedClaims(token string) map[string]json.RawMessage {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 || len(token) > maxToken {
-		return ""
+		return nil
 	}
 	payload, err := base64.RawURLEncoding.Strict().DecodeString(parts[1])
 	if err != nil {
-		return ""
+		return nil
 	}
 	claims, err := strictjson.Object(payload, maxDepth)
 	if err != nil {
-		return ""
+		return nil
 	}
-	issuer, _ := strictjson.Text(claims["iss"])
+	return claims
+}
+
+// unverifiedIssuer returns the iss of a JWT, which is not verified; empty if there is none.
+func unverifiedIssuer(token string) string {
+	issuer, _ := strictjson.Text(unverifiedClaims(token)["iss"])
 	return issuer
 }
 

@@ -43,6 +43,9 @@ func (s *leaseState) check(r *audit.Record) string {
 	if r.Lease == nil || r.Lease.ID == "" {
 		return "it names no lease"
 	}
+	if problem := checkAttested(r); problem != "" {
+		return problem
+	}
 	id := r.Lease.ID
 	l, known := s.leases[id]
 	if !known {
@@ -59,6 +62,23 @@ func (s *leaseState) check(r *audit.Record) string {
 	l.name(r)
 	s.leases[id] = l
 	return problem
+}
+
+// checkAttested returns what contradicts how the caller of a lease was attested, or "". No
+// credential outlives the OIDC token with which a workload got it.
+func checkAttested(r *audit.Record) string {
+	who := r.Caller
+	if who == nil || r.Kind != audit.LeaseOpened && r.Kind != audit.LeaseIssued {
+		return ""
+	}
+	isSVID := who.Method == "x509-svid" || who.Method == "jwt-svid"
+	switch byToken := who.Attested == "oidc"; {
+	case byToken && isSVID && len(who.Also) == 0, !byToken && who.Method == "oidc-token":
+		return "the proof of the caller, " + who.Method + ", is not of its attestation"
+	case byToken && r.Lease.Expires.After(who.Expires):
+		return "the credential outlives the OIDC token of its holder"
+	}
+	return ""
 }
 
 func (l *lease) apply(r *audit.Record) string {

@@ -291,6 +291,9 @@ func (a *app) whoamiCommand() *cobra.Command {
 				return a.print(who, func(w io.Writer) {
 					fmt.Fprintf(w, "id\t%s\n", who.ID)
 					fmt.Fprintf(w, "kind\t%s\n", who.Kind)
+					if who.Attested == "oidc" {
+						fmt.Fprintln(w, "attested\toidc: by a token of its platform, without an SVID")
+					}
 					if who.Team != "" {
 						fmt.Fprintf(w, "team\t%s\n", who.Team)
 					}

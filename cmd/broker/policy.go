@@ -74,7 +74,7 @@ A folder without scenarios fails the test.`,
 }
 
 func (a *app) policyExplainCommand() *cobra.Command {
-	var file, who, subject, ip string
+	var file, who, attested, subject, ip string
 	var f askFlags
 	c := &cobra.Command{
 		Use:   "explain ENTITLEMENT --as IDENTITY",
@@ -99,6 +99,9 @@ func (a *app) policyExplainCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if q.Principal.Attested, err = engine.ParseAttestation(q.Principal, attested); err != nil {
+				return usage("--attested: %v", err)
+			}
 			if subject != "" {
 				principal, err := engine.ParsePrincipal(subject)
 				if err != nil {
@@ -114,6 +117,7 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	configFlag(c, &file)
 	c.Flags().StringVar(&who, "as", "", "the requester: a SPIFFE ID, or a person such as login/ana")
 	c.Flags().StringVar(&subject, "on-behalf-of", "", "whose rights the requester uses: policy decides on both")
+	c.Flags().StringVar(&attested, "attested", "", "how a workload is attested, spiffe or oidc; default: as its trust domain")
 	c.Flags().StringVar(&ip, "from", "", "the requester's IP address")
 	return c
 }

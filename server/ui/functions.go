@@ -149,6 +149,7 @@ func credentials(n int, more bool) string {
 var proofs = map[string]string{
 	"x509-svid":    "SPIFFE certificate (X.509-SVID)",
 	"jwt-svid":     "SPIFFE token (JWT-SVID)",
+	"oidc-token":   "OIDC token of its platform, without an SVID",
 	"session":      "login",
 	"broker-token": "access token of this broker",
 }

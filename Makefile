@@ -24,11 +24,13 @@ BUILT = $${XDG_CACHE_HOME:-$$HOME/.cache}/access-broker/e2e
 
 demo: ## tell the whole story in the terminal
 	@$(MAKE) --no-print-directory --silent build
-	@./bin/broker demo
 	@if ls $(BUILT)/vault-*/vault $(BUILT)/minio-*/minio $(BUILT)/spire-*/spire-agent >/dev/null 2>&1; then \
-		echo; echo "The next two chapters start real servers, which takes a moment."; \
-		cd e2e && STORY=1 $(GO) test -count=1 -run '^TestStory$$' ; \
+		./bin/broker demo --all-but-last && \
+		echo && echo "The next two chapters start real servers, which takes a moment." && \
+		(cd e2e && STORY=1 $(GO) test -count=1 -run '^TestStory$$') && \
+		./bin/broker demo --last 13; \
 	else \
+		./bin/broker demo || exit; \
 		echo; echo "Two more chapters need real servers: a database user of Vault, and a session"; \
 		echo "at S3. Run make servers (about 25 minutes, once), then make demo again."; \
 	fi

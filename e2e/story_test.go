@@ -37,7 +37,7 @@ func (s *story) expect(holds bool, format string, args ...any) {
 // servers.
 func TestStory(t *testing.T) {
 	t.Parallel() // it mostly waits
-	s := newStory(t, 8)
+	s := newStory(t, 10)
 	s.database()
 	s.reports()
 }

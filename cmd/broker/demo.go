@@ -23,6 +23,7 @@ import (
 
 func (a *app) demoCommand() *cobra.Command {
 	var step bool
+	var part demoPart
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Show a credential from proof to end, with a real broker on this machine",
@@ -54,12 +55,26 @@ and exits with 0 only if all of them went as described.`,
 			log, _ := newLogger(a.err, "text", slog.LevelError) // of this level, no line waits
 			return w.Run(c.Context(), log, func(ctx context.Context) error {
 				d := &demo{app: a, world: w, tell: &screen.Teller{Out: a.out, Palette: a.palette()}}
-				return d.play(ctx, step)
+				return d.play(ctx, step, part)
 			})
 		},
 	}
 	c.Flags().BoolVar(&step, "step", false, "pause after each chapter")
+	c.Flags().BoolVar(&part.first, "all-but-last", false, "")
+	c.Flags().IntVar(&part.last, "last", 0, "")
+	for _, name := range []string{"all-but-last", "last"} {
+		if err := c.Flags().MarkHidden(name); err != nil {
+			panic(err) // no such flag
+		}
+	}
 	return c
+}
+
+// A demoPart is a part of the story, between which "make demo" tells chapters with real
+// servers.
+type demoPart struct {
+	first bool // all chapters but the last one
+	last  int  // the number of the last chapter, alone; zero: not alone
 }
 
 // A demo is the story of "broker demo".
@@ -79,21 +94,31 @@ func (d *demo) clientOf(name string) clientConfig {
 }
 
 // chapters is the number of chapters of the story.
-const chapters = 10
+const chapters = 11
 
-// play tells the whole story. With step, it pauses after each chapter.
-func (d *demo) play(ctx context.Context, step bool) error {
+// play tells the story, or a part of it. With step, it pauses after each chapter.
+func (d *demo) play(ctx context.Context, step bool, part demoPart) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if !step {
 		ctx, cancel = context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 	}
-	fmt.Fprintln(d.out, d.tell.Palette.Strong("Access Broker")+": the life of a credential, played on this machine.")
+	all := [chapters]func(context.Context) error{
+		d.prove, d.ask, d.use, d.askForMore, d.approve, d.returnLease, d.assessSupplier, d.endContracts, d.verify, d.tamper, d.keepNothing,
+	}
+	story := all[:]
+	switch {
+	case part.first:
+		story = all[:chapters-1]
+	case part.last > 0:
+		story, d.tell.Chapter = all[chapters-1:], part.last-1
+	}
+	if part.last == 0 {
+		fmt.Fprintln(d.out, d.tell.Palette.Strong("Access Broker")+": the life of a credential, played on this machine.")
+	}
 	keyboard := bufio.NewReader(d.in)
-	for i, chapter := range [chapters]func(context.Context) error{
-		d.prove, d.ask, d.use, d.askForMore, d.approve, d.returnLease, d.assessSupplier, d.endContracts, d.verify, d.tamper,
-	} {
+	for i, chapter := range story {
 		if step && i > 0 {
 			if err := d.pause(ctx, keyboard); err != nil {
 				return err
@@ -102,6 +127,9 @@ func (d *demo) play(ctx context.Context, step bool) error {
 		if err := chapter(ctx); err != nil {
 			return fmt.Errorf("chapter %d did not go as described: %w", d.tell.Chapter, err)
 		}
+	}
+	if part.first {
+		return nil
 	}
 	program := os.Args[0]
 	fmt.Fprintf(d.out, "\nEverything went as described.\n  %s   tells it chapter by chapter\n  %s           lets your own program take part\n",
@@ -133,12 +161,10 @@ func (d *demo) pause(ctx context.Context, keyboard *bufio.Reader) error {
 
 func (d *demo) prove(ctx context.Context) error {
 	d.tell.Open("An AI agent proves who it is")
-	client, done, err := d.connect(ctx, d.clientOf("agent"))
+	client, err := d.connectAgent(ctx)
 	if err != nil {
 		return err
 	}
-	context.AfterFunc(ctx, done)
-	d.agent = client
 	who, err := client.WhoAmI(ctx)
 	if err != nil {
 		return err
@@ -147,6 +173,20 @@ func (d *demo) prove(ctx context.Context) error {
 	d.tell.Good("proved", "%s", who.ID)
 	d.tell.Say("%s of team %s, owner %s", who.Kind, who.Team, strings.Join(who.Accountable, ", "))
 	return expect(who.ID == "spiffe://acme.test/agent/triage" && who.Kind == "agent", "the agent is identified as %s %s", who.Kind, who.ID)
+}
+
+// connectAgent returns the agent's client.
+func (d *demo) connectAgent(ctx context.Context) (*api.Client, error) {
+	if d.agent != nil {
+		return d.agent, nil
+	}
+	client, done, err := d.connect(ctx, d.clientOf("agent"))
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(ctx, done)
+	d.agent = client
+	return client, nil
 }
 
 func (d *demo) ask(ctx context.Context) error {

@@ -83,6 +83,11 @@ func (p *peerSocket) serveMCP(ctx context.Context, log *slog.Logger, each func(c
 	if err != nil {
 		return err
 	}
+	return serveStreams(ctx, l, log, each)
+}
+
+// serveStreams serves the connections of a listener, and closes it at the end.
+func serveStreams(ctx context.Context, l *peerListener, log *slog.Logger, each func(context.Context, io.ReadWriteCloser) error) error {
 	defer func() { _ = l.Close() }() // ends Accept below, then again without effect
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()

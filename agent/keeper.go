@@ -82,6 +82,7 @@ type kept struct {
 	reason      string       // of the next request; empty: that of KeeperConfig.Ask
 	request     *api.Request // waits for approval, or is approved; nil: file a new one
 	flight      *flight      // obtains or renews; nil: none
+	checked     time.Time    // when a rejected call last led to a look at the lease
 	err         error        // the last failure to obtain
 	until       time.Time    // err is the answer until then
 }
@@ -98,6 +99,7 @@ const (
 	obtainTimeout = 30 * time.Second
 	atOnce        = 4                      // renewals
 	pendingPause  = 200 * time.Millisecond // between two looks at a request that waits
+	checkPause    = time.Second            // between two looks at the lease of rejected calls
 	refusalPause  = 30 * time.Second
 	denialPause   = 10 * time.Minute // after a person's denial
 	maxRetryPause = time.Minute
@@ -341,11 +343,27 @@ func (k *Keeper) Rejected(ctx context.Context, c *api.Credential) bool {
 	if !k.current(c) {
 		return true
 	}
+	if !k.mayCheck(e) {
+		return false
+	}
 	l, err := k.cfg.Client.Lease(ctx, c.Lease)
 	if err != nil || l.Status == api.LeaseActive {
 		return false
 	}
 	k.drop(c.Entitlement, c.Lease)
+	return true
+}
+
+// mayCheck bounds how often rejected calls, which a host may send without end, lead to a
+// call of the broker.
+func (k *Keeper) mayCheck(e *kept) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	if now.Sub(e.checked) < checkPause {
+		return false
+	}
+	e.checked = now
 	return true
 }
 

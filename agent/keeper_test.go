@@ -305,6 +305,10 @@ func TestKeeperDropsARevokedLease(t *testing.T) {
 					t.Error("a rejection drops an active lease")
 				}
 				b.set(func() { b.leases[first.Lease].Status = api.LeaseRevoked })
+				if k.Rejected(t.Context(), first) {
+					t.Error("a rejection right after another one asks the broker again")
+				}
+				time.Sleep(2 * time.Second)
 				if how == "poll" {
 					time.Sleep(time.Minute)
 				} else if !k.Rejected(t.Context(), first) {

@@ -22,7 +22,8 @@ type exchange struct {
 	outcome Outcome
 	ended   sync.Once
 
-	websocket bool
+	credential *api.Credential
+	websocket  bool
 }
 
 // run makes the call. The order of its steps is the protection: nothing is sent before
@@ -35,7 +36,7 @@ func (x *exchange) run() (*http.Response, *Refusal) {
 	if refusal != nil {
 		return nil, refusal
 	}
-	x.outcome.Lease = credential.Lease
+	x.credential, x.outcome.Lease = credential, credential.Lease
 	x.watch = newWatch(x.r.Context(), x.grant.limits)
 	out, refusal := x.request(credential)
 	if refusal != nil {

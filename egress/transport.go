@@ -24,6 +24,10 @@ type Credentials interface {
 
 	// Held returns the credentials that were obtained and may still work.
 	Held() []*api.Credential
+
+	// Rejected reports whether a call whose host rejected the credential is worth one
+	// repetition with another credential.
+	Rejected(ctx context.Context, c *api.Credential) bool
 }
 
 // A Transport makes calls under rules. It is an http.RoundTripper that follows no
@@ -74,14 +78,33 @@ func (t *Transport) do(r *http.Request, c call) (*http.Response, *Refusal) {
 		t.count(Outcome{Entitlement: entitlement, Outcome: OutcomeRefused, Code: refusal.Code})
 		return nil, refusal
 	}
-	x := &exchange{t: t, r: r, target: target, grant: target.rule.grant, websocket: c.websocket, outcome: Outcome{Entitlement: target.Entitlement}}
+	x := t.exchange(r, target, c)
 	resp, refusal := x.run()
+	if refusal == nil && t.rejected(x, resp) {
+		_ = resp.Body.Close()
+		x = t.exchange(r, target, c)
+		resp, refusal = x.run()
+	}
 	if refusal != nil {
 		refusal.Entitlement = target.Entitlement
 		x.finish(0, refusal)
 		return nil, refusal
 	}
 	return resp, nil
+}
+
+func (t *Transport) exchange(r *http.Request, target Target, c call) *exchange {
+	return &exchange{t: t, r: r, target: target, grant: target.rule.grant, websocket: c.websocket, outcome: Outcome{Entitlement: target.Entitlement}}
+}
+
+// rejected reports whether a call is to be made once again, because the host rejected a
+// credential whose lease has ended. A call with a body can't be repeated; the next call
+// has another credential.
+func (t *Transport) rejected(x *exchange, resp *http.Response) bool {
+	if resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
+		return false
+	}
+	return t.Credentials.Rejected(x.r.Context(), x.credential) && x.body == nil
 }
 
 // MatchHost reports whether some rule names a host and a port, as CONNECT has them. The

@@ -80,6 +80,8 @@ func (c credentials) Credential(_ context.Context, entitlement string) (*api.Cre
 
 func (credentials) Held() []*api.Credential { return nil }
 
+func (credentials) Rejected(context.Context, *api.Credential) bool { return false }
+
 // Announce implements egress.Meter.
 func (w *world) Announce(_ context.Context, lease string, c egress.Call) error {
 	w.mu.Lock()

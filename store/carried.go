@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"slices"
 	"time"
@@ -269,7 +270,7 @@ func (w *writer) loadCarried(ctx context.Context) error {
 
 // skim returns what memory keeps of a lease that is carried. It decodes no more than that:
 // a start reads a million.
-func (h *holdings) skim(id, body, lease []byte) (e held, holder []byte, k leaseKind, err error) {
+func skim(id, body, lease []byte) (e held, holder []byte, k leaseKind, err error) {
 	request, err := readCoder(body)
 	if err != nil {
 		return e, nil, k, err
@@ -301,26 +302,35 @@ const (
 	issuerTag       = 5
 )
 
-// fillCarried reads the leases that are carried, the older and the newer half at once.
+// fillCarried adds the leases that are carried.
 func (h *holdings) fillCarried(ctx context.Context, db *sql.DB) error {
 	kinds := make(map[leaseKind]int32, len(h.kinds))
 	for id, k := range h.kinds {
 		kinds[k] = id
 	}
-	query := "SELECT id, body, lease FROM requests WHERE lease IS NOT NULL AND id >= (SELECT since FROM carried) ORDER BY id"
-	return each(ctx, db, query, nil, func(rows *sql.Rows) error {
-		var id, body, lease sql.RawBytes
-		if err := rows.Scan(&id, &body, &lease); err != nil {
-			return err
-		}
-		e, holder, k, err := h.skim(id, body, lease)
-		if err != nil {
-			return err
-		}
-		e.kind = kinds[k]
-		h.tables[liveTable].put(e, h.hash(string(holder)))
-		return nil
+	var first, last []byte
+	query := "SELECT max(since, coalesce((SELECT min(id) FROM requests), x'')), (SELECT max(id) FROM requests) FROM carried"
+	if err := db.QueryRowContext(ctx, query).Scan(&first, &last); err != nil || last == nil {
+		return err
+	}
+	carried, err := readHalves(first, last, func(set *leaseSet, where string, bound []byte) error {
+		query := "SELECT id, body, lease FROM requests WHERE lease IS NOT NULL AND id >= ? AND " + where + " ORDER BY id"
+		return each(ctx, db, query, []any{first, bound}, func(rows *sql.Rows) error {
+			var id, body, lease sql.RawBytes
+			if err := rows.Scan(&id, &body, &lease); err != nil {
+				return err
+			}
+			e, holder, k, err := skim(id, body, lease)
+			if err != nil {
+				return err
+			}
+			e.kind = kinds[k]
+			set.put(e, maphash.Bytes(h.seed, holder))
+			return nil
+		})
 	})
+	h.tables[liveTable] = merged(&h.tables[liveTable], &carried)
+	return err
 }
 
 // fetchCarried notes the lease of a row that selectIn selected, and returns the body of the

@@ -201,21 +201,30 @@ func (h *holdings) fill(ctx context.Context, db *sql.DB, table int) error {
 	if err := db.QueryRowContext(ctx, "SELECT min(id), max(id) FROM "+holdingTables[table]).Scan(&first, &last); err != nil || first == nil {
 		return err
 	}
+	set, err := readHalves(first, last, func(set *leaseSet, where string, bound []byte) error {
+		return set.read(ctx, db, holdingTables[table]+" WHERE "+where, bound, h.seed)
+	})
+	h.tables[table] = set
+	return err
+}
+
+// readHalves reads leases with ids from first to last with two calls of read: one for the
+// older half of the time between them, and one for the newer.
+func readHalves(first, last []byte, read func(set *leaseSet, where string, bound []byte) error) (leaseSet, error) {
 	if len(first) < 8 || len(last) < 8 {
-		return errBody
+		return leaseSet{}, errBody
 	}
 	from, to := binary.BigEndian.Uint64(first), binary.BigEndian.Uint64(last)
-	middle := binary.BigEndian.AppendUint64(nil, from+(to-from)/2)
+	middle := binary.BigEndian.AppendUint64(nil, from+(max(to, from)-from)/2)
 	var halves [2]leaseSet
 	var errs [2]error
 	var both sync.WaitGroup
-	for i, where := range []string{" WHERE id < ?", " WHERE id >= ?"} {
-		both.Go(func() { errs[i] = halves[i].read(ctx, db, holdingTables[table]+where, middle, h.seed) })
+	for i, where := range []string{"id < ?", "id >= ?"} {
+		both.Go(func() { errs[i] = read(&halves[i], where, middle) })
 	}
 	both.Wait()
 	halves[0].join(&halves[1])
-	h.tables[table] = halves[0]
-	return errors.Join(errs[:]...)
+	return halves[0], errors.Join(errs[:]...)
 }
 
 // read reads leases in the order of their ids. Reading one column costs half as much

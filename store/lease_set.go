@@ -134,6 +134,40 @@ func (s *leaseSet) join(newer *leaseSet) {
 	s.merge(i - 1)
 }
 
+// merged returns the leases of two sets. Adding those of one to the other would split the
+// chunks that are full.
+func merged(a, b *leaseSet) (all leaseSet) {
+	if a.size == 0 {
+		return *b
+	}
+	next, stop := iter.Pull2(b.each())
+	defer stop()
+	h, holder, ok := next()
+	for l, of := range a.each() {
+		for ; ok && compareIDs(h.id, l.id) < 0; h, holder, ok = next() {
+			all.put(*h, holder)
+		}
+		all.put(*l, of)
+	}
+	for ; ok; h, holder, ok = next() {
+		all.put(*h, holder)
+	}
+	return all
+}
+
+// each returns the leases with the hashes of their holders, the oldest first.
+func (s *leaseSet) each() iter.Seq2[*held, uint64] {
+	return func(yield func(*held, uint64) bool) {
+		for _, c := range s.chunks {
+			for at := range c.leases {
+				if !yield(&c.leases[at], c.holders[at]) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // all returns the leases, the oldest first.
 func (s *leaseSet) all() iter.Seq[*held] {
 	return func(yield func(*held) bool) {

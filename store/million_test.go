@@ -100,17 +100,18 @@ func heapInUse() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// fill stores n active leases without records.
+// fill stores n active leases with their requests and without records.
 func fill(b *testing.B, s *Store, n int) {
 	const batch = 1000
 	for from := 0; from < n; from += batch {
 		err := s.Update(context.Background(), nil, func(tx broker.Tx) error {
 			for i := from; i < from+batch; i++ {
-				l := newIssuance(b, i).lease
+				all := newIssuance(b, i)
 				if i%100 == 0 { // some have to be revoked upstream
-					l.Revocation, l.Issuer, l.Handle = broker.RevokedImmediate, "vault", fmt.Appendf(nil, "accessor-%d", i)
+					all.lease.Revocation, all.lease.Issuer, all.lease.Handle = broker.RevokedImmediate, "vault", fmt.Appendf(nil, "accessor-%d", i)
 				}
-				tx.Put(&l)
+				tx.Put(&all.request)
+				tx.Put(&all.lease)
 			}
 			return nil
 		})

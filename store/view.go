@@ -161,7 +161,7 @@ const selectLeasesBack = `SELECT id, body, NULL FROM leases WHERE id < ?1
 	UNION ALL SELECT id, CASE WHEN lease IS NOT NULL THEN body END, lease FROM requests WHERE id < ?1 ORDER BY 1 DESC LIMIT ?2`
 
 // carriedQuery selects candidates for wantsLease by the live leases that requests carry.
-// The requester, whose ID is in the body, is the holder.
+// The holder is the requester, whose ID is at the beginning of the body.
 func carriedQuery(q *broker.LeaseQuery) (query string, args []any) {
 	query = "SELECT id, body, lease FROM requests WHERE lease IS NOT NULL AND id < ? AND id >= (SELECT since FROM carried)"
 	args = []any{before(q.Before[:])}
@@ -170,7 +170,8 @@ func carriedQuery(q *broker.LeaseQuery) (query string, args []any) {
 		name = "spiffe://" + q.TrustDomain
 	}
 	if name != "" {
-		query, args = query+" AND instr(body, ?)", append(args, []byte(name))
+		const most = 32 // bytes before it
+		query, args = query+" AND instr(substr(body, 1, ?), ?)", append(args, len(name)+most, []byte(name))
 	}
 	return query, args
 }

@@ -114,11 +114,13 @@ func (f *filing) newRequest(ask Ask, e *Entitlement, d *Delegation) (*Request, e
 	if err := d.bound(&ask, e); err != nil {
 		return nil, err
 	}
-	r, err := e.newRequest(f.caller, ask)
-	if err == nil {
-		r.Delegation = d
+	r, err := e.newRequest(&f.caller, &ask)
+	if err != nil {
+		return nil, err
 	}
-	return r, err
+	f.memory = r
+	f.memory.Delegation = d
+	return &f.memory, nil
 }
 
 // extends checks the request that this one extends: it must be the caller's
@@ -234,6 +236,7 @@ func (b *Broker) visible(ctx context.Context, caller Caller, rules *Rules, e *En
 type filing struct {
 	caller  Caller // with labels
 	request *Request
+	memory  Request // of the request
 	e       *Entitlement
 	key     IdempotencyKey
 	footing footing

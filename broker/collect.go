@@ -16,6 +16,18 @@ type Issued struct {
 	Credential Credential
 	Request    *Request
 	Receipt    Receipt
+
+	memory *workspace // of all of these; nil: it is not used again
+}
+
+// Release lets a later call use the memory of what was issued: the lease, the request and
+// the Issued itself, but not what they refer to. Calling it is optional. The caller must
+// not use them any more.
+func (i *Issued) Release() {
+	if w := i.memory; w != nil {
+		*w = workspace{}
+		workspaces.Put(w)
+	}
 }
 
 // A Receipt identifies a record of the log.
@@ -44,6 +56,8 @@ type collection struct {
 	later    bool          // not the first collection, so the credential ends with the grant
 	made     time.Duration // time that the issuer took
 	facts    facts         // for its record
+	opened   Lease         // the memory of the new lease
+	issued   Issued        // the memory of the result
 }
 
 // AskAndCollect files a request and, if policy approves it, collects at once
@@ -92,14 +106,13 @@ func (b *Broker) askAndCollectOnce(ctx context.Context, caller Caller, ask Ask, 
 		return nil, nil, b.limited(ctx, c, err)
 	}
 	if err == nil {
-		*w = workspace{}
-		workspaces.Put(w)
+		issued.memory = w
 	}
 	return issued, r, err
 }
 
-// A workspace is the memory of one askAndCollectOnce. The next one uses it again after a
-// success: other outcomes may still be shown or recorded.
+// A workspace is the memory of one askAndCollectOnce and of what it issues. Another one uses
+// it again after Issued.Release. Other outcomes keep it: they may still be shown or recorded.
 type workspace struct {
 	filing     filing
 	collection collection
@@ -316,7 +329,8 @@ func (c *collection) lease() (*Lease, error) {
 	if !c.new {
 		id = NewLeaseID(c.caller.At)
 	}
-	l := &Lease{
+	l := &c.opened
+	*l = Lease{
 		ID: id, Request: c.request.ID, Status: LeaseIssuing,
 		Holder: c.caller.Subject.ID, Entitlement: c.e.Name, Issuer: c.e.Issuer,
 		Scopes: c.request.Scopes, Parameters: c.request.Parameters, Details: c.request.Details,

@@ -97,31 +97,31 @@ const clockSlack = 5 * time.Minute
 
 // newRequest turns an ask into an undecided request, or refuses an ask that
 // does not fit the entitlement.
-func (e *Entitlement) newRequest(caller Caller, a Ask) (*Request, error) {
+func (e *Entitlement) newRequest(caller *Caller, a *Ask) (r Request, err error) {
 	if a.Token && (e.Audience == "" || a.Resource != "" && a.Resource != e.Audience) {
-		return nil, refuse(ErrInvalidTarget, "its credentials are not tokens, or not for this resource")
+		return r, refuse(ErrInvalidTarget, "its credentials are not tokens, or not for this resource")
 	}
 	scopes, err := e.scopes(a.Scopes)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	if ahead := a.NotBefore.Sub(caller.At); !a.NotBefore.IsZero() && (ahead > MaxDuration || ahead < -clockSlack) {
-		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("not_before must be now, or at most %s ahead", FormatDuration(MaxDuration)))
+		return r, refuse(ErrInvalidTTL, fmt.Sprintf("not_before must be now, or at most %s ahead", FormatDuration(MaxDuration)))
 	}
 	if err := e.checkParameters(a.Parameters); err != nil {
-		return nil, err
+		return r, err
 	}
 	details, err := e.CheckDetails(a.Details)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	if err := caller.checkBinding(e.Binding); err != nil {
-		return nil, err
+		return r, err
 	}
 	if a.TTL != 0 && a.TTL < e.MinTTL {
-		return nil, refuse(ErrInvalidTTL, fmt.Sprintf("ttl is shorter than the issuer's minimum of %s", FormatDuration(e.MinTTL)))
+		return r, refuse(ErrInvalidTTL, fmt.Sprintf("ttl is shorter than the issuer's minimum of %s", FormatDuration(e.MinTTL)))
 	}
-	return &Request{
+	return Request{
 		Requester:     caller.Subject,
 		Entitlement:   e.Name,
 		Effect:        e.Effect,

@@ -150,7 +150,7 @@ func TestRequestOfAnAsk(t *testing.T) {
 		"a start just before":       {&tokens, Ask{NotBefore: noon.Add(-clockSlack)}, nil},
 		"a start long before":       {&tokens, Ask{NotBefore: noon.Add(-clockSlack - time.Second)}, ErrInvalidTTL},
 	} {
-		r, err := test.e.newRequest(caller, test.ask)
+		r, err := test.e.newRequest(&caller, &test.ask)
 		if !errors.Is(err, test.want) {
 			t.Errorf("%s: got %v, want %v", name, err, test.want)
 		}
@@ -158,7 +158,7 @@ func TestRequestOfAnAsk(t *testing.T) {
 			t.Errorf("%s: got %+v", name, r)
 		}
 	}
-	if _, err := (&Entitlement{Scopes: []string{"a"}}).newRequest(caller, Ask{}); !errors.Is(err, ErrInvalidScope) {
+	if _, err := (&Entitlement{Scopes: []string{"a"}}).newRequest(&caller, &Ask{}); !errors.Is(err, ErrInvalidScope) {
 		t.Errorf("no scope and no default: got %v, want %v", err, ErrInvalidScope)
 	}
 }

@@ -73,7 +73,8 @@ func (b *Broker) mint(ctx context.Context, c *collection, l *Lease, m Minter) (*
 	}
 	// The record is durable: the credential may be returned.
 	b.endReplaced(ctx, c)
-	return &Issued{Lease: l, Credential: cred, Request: c.request, Receipt: receipt}, nil
+	c.issued = Issued{Lease: l, Credential: cred, Request: c.request, Receipt: receipt}
+	return &c.issued, nil
 }
 
 // fetch has an upstream issue a credential. The handle that revokes it is
@@ -118,7 +119,8 @@ func (b *Broker) fetch(ctx context.Context, c *collection, l *Lease) (*Issued, e
 	}
 	// The record is durable: the credential may be returned.
 	b.endReplaced(ctx, c)
-	return &Issued{Lease: l, Credential: cred, Request: c.request, Receipt: receipt}, nil
+	c.issued = Issued{Lease: l, Credential: cred, Request: c.request, Receipt: receipt}
+	return &c.issued, nil
 }
 
 // confirm changes the lease from issuing to active by compare and set. It fails

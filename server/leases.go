@@ -10,13 +10,14 @@ import (
 // credential returns an issued credential. Only this function and the token endpoint
 // reveal secrets.
 func (c *call) credential(issued *broker.Issued) (reply, error) {
+	defer issued.Release()
 	c.about = issued.Lease.ID.String()
 	var joined *api.Joined
 	if j := issued.Credential.Joined; j != nil {
 		joined = &api.Joined{System: j.System, Group: j.Group}
 	}
-	return c.created("/v1/leases/"+issued.Lease.ID.String(), api.Credential{
-		Lease:       issued.Lease.ID.String(),
+	return c.created("/v1/leases/"+c.about, api.Credential{
+		Lease:       c.about,
 		Request:     issued.Lease.Request.String(),
 		Entitlement: issued.Lease.Entitlement,
 		Scopes:      issued.Lease.Scopes,

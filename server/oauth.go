@@ -126,6 +126,7 @@ func (c *call) issued(issued *broker.Issued, form tokenForm, err error) (reply, 
 	if err != nil {
 		return reply{}, err
 	}
+	defer issued.Release()
 	c.about = issued.Lease.ID.String()
 	return reply{status: http.StatusOK, header: noCache, body: api.TokenResponse{
 		AccessToken:     api.Token(issued.Credential.Secret.RevealField("token")),
@@ -134,7 +135,7 @@ func (c *call) issued(issued *broker.Issued, form tokenForm, err error) (reply, 
 		// Rounded down, so that the client stops using the token in time.
 		ExpiresIn: int64(issued.Credential.Expires.Sub(c.now) / time.Second),
 		Scope:     strings.Join(issued.Lease.Scopes, " "),
-		Lease:     issued.Lease.ID.String(),
+		Lease:     c.about,
 		RequestID: issued.Lease.Request.String(),
 
 		AuthorizationDetails: grantedDetails(issued.Lease, form.detailType),
@@ -163,6 +164,19 @@ func (s *Server) issueToken(c *call, details details) (*broker.Issued, error) {
 	return issued, err
 }
 
+// duration returns the duration of a parameter; zero if it is omitted.
+func (f form) duration(name string) (time.Duration, error) {
+	text := f.get(name)
+	if text == "" {
+		return 0, nil
+	}
+	var d api.Duration
+	if err := d.UnmarshalText([]byte(text)); err != nil {
+		return 0, refuse(broker.ErrInvalidTTL, name+": "+err.Error())
+	}
+	return d.Std(), nil
+}
+
 // readTokenAsk reads an ask from a form.
 func (s *Server) readTokenAsk(c *call, details details) (broker.Ask, error) {
 	scopes, err := parseScope(c.form.get("scope"))
@@ -172,16 +186,11 @@ func (s *Server) readTokenAsk(c *call, details details) (broker.Ask, error) {
 	ask := broker.Ask{
 		Scopes: scopes, Justification: c.form.get("justification"), Ticket: c.form.get("ticket"), Message: c.form.get("binding_message"), SourceIP: c.from,
 	}
-	for name, into := range map[string]*time.Duration{"ttl": &ask.TTL, "duration": &ask.Duration} {
-		text := c.form.get(name)
-		if text == "" {
-			continue
-		}
-		var d api.Duration
-		if err := d.UnmarshalText([]byte(text)); err != nil {
-			return ask, refuse(broker.ErrInvalidTTL, name+": "+err.Error())
-		}
-		*into = d.Std()
+	if ask.TTL, err = c.form.duration("ttl"); err == nil {
+		ask.Duration, err = c.form.duration("duration")
+	}
+	if err != nil {
+		return ask, err
 	}
 	rules := s.cfg.Broker.Rules()
 	may := func(entitlement string) bool {

@@ -28,6 +28,7 @@ type call struct {
 	s     *Server
 	route route
 	w     *writer
+	out   writer // the memory of w
 	r     *http.Request
 	id    string // in the log
 	trace audit.Trace
@@ -77,12 +78,28 @@ func (s *Server) serve(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := s.begin(w, r, rt)
 		var answer reply
-		defer func() { c.end(answer, recover()) }()
+		defer func() {
+			panicked := recover()
+			c.end(answer, panicked)
+			if panicked == nil && rt.audience == OAuth && !rt.foreign {
+				c.forget()
+			}
+		}()
 		defer c.forgetBody()
 		answer = c.answer()
 		c.boundUnread()
 		c.write(c.w, answer)
 	})
+}
+
+// calls hold unused memory of calls.
+var calls = sync.Pool{New: func() any { return new(call) }}
+
+// forget lets a later call use the memory of this one, which no one may use any more.
+func (c *call) forget() {
+	clear(c.leaving)
+	*c = call{leaving: c.leaving[:0]}
+	calls.Put(c)
 }
 
 // dispatch selects the route by method. HEAD is served as GET; net/http drops the
@@ -131,7 +148,9 @@ func anyOf(byMethod map[string]route) route {
 }
 
 func (s *Server) begin(w http.ResponseWriter, r *http.Request, rt route) *call {
-	c := &call{s: s, route: rt, w: &writer{ResponseWriter: w, draining: s.draining}, r: r, now: time.Now()}
+	c := calls.Get().(*call)
+	*c = call{s: s, route: rt, out: writer{ResponseWriter: w, draining: s.draining}, r: r, now: time.Now(), leaving: c.leaving}
+	c.w = &c.out
 	c.id = newCallID(c.now)
 	var peer netip.Addr
 	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {

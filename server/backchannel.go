@@ -100,7 +100,7 @@ func (c *call) hintSubject(resource string) (*broker.Delegation, error) {
 	if unverifiedType(token) == idJAGType {
 		kind = api.TokenTypeIDJAG
 	}
-	d, err := c.subjectOf(token, kind, c.form.get("client_id"), resource)
+	d, err := c.subjectOf(token, kind, c.clientID(), resource)
 	var expired interface{ Expired() bool }
 	switch code := broker.Code(err); {
 	case errors.As(err, &expired) && expired.Expired():

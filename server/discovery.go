@@ -76,6 +76,9 @@ func (s *Server) metadataBody() api.Metadata {
 		lists = s.url("/oauth2/status")
 	}
 	methods := []string{"spiffe_jwt", "spiffe_x509", "tls_client_auth"}
+	if s.cfg.Clients.WithoutSVIDs {
+		methods = []string{"none"} // the subject_token proves who calls
+	}
 	return api.Metadata{
 		Issuer:                 s.external.String(),
 		TokenEndpoint:          s.url("/oauth2/token"),

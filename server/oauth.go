@@ -73,15 +73,6 @@ func assertionProofs(f form) (formProofs, error) {
 	return formProofs{assertion: assertion}, nil
 }
 
-// checkClientID refuses a client_id that is not the authenticated identity (RFC 8705,
-// section 2).
-func (c *call) checkClientID() error {
-	if id := c.form.get("client_id"); id != "" && id != c.who.ID {
-		return refuse(broker.ErrUnauthenticated, "client_id must be the SPIFFE ID of the caller")
-	}
-	return nil
-}
-
 // noCache is the header of an answer with a token (RFC 6749, section 5.1). begin sets
 // Cache-Control.
 var noCache = http.Header{"Pragma": {"no-cache"}}

@@ -110,6 +110,7 @@ type Config struct {
 	TicketURL string // template of links to tickets, "https://tracker.acme.test/{ticket}"; empty: no links
 
 	Algorithms    func() []string // signing algorithms of Keys, for the metadata; nil: omitted
+	Clients       Clients         // of the token endpoint
 	SVIDAudiences []string        // accepted audiences of callers' JWT-SVIDs, for the metadata
 
 	CallsPerSecond float64 // of one identity; zero: 50

@@ -85,9 +85,9 @@ func (c *call) formSubject(resource string) (*broker.Delegation, error) {
 	case !f.actsForOther():
 		return nil, nil
 	case f.get("grant_type") == api.GrantJWTBearer:
-		return c.subjectOf(f.get("assertion"), api.TokenTypeIDJAG, f.get("client_id"), resource)
+		return c.subjectOf(f.get("assertion"), api.TokenTypeIDJAG, c.clientID(), resource)
 	default:
-		return c.subjectOf(f.get("subject_token"), f.get("subject_token_type"), f.get("client_id"), resource)
+		return c.subjectOf(f.get("subject_token"), f.get("subject_token_type"), c.clientID(), resource)
 	}
 }
 

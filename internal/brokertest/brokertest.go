@@ -164,7 +164,11 @@ func newBroker(t testing.TB, log *slog.Logger, providers ...Provider) *Broker {
 }
 
 // files are additions to the files of a broker.
-type files struct{ operator, attest, policies, groups string }
+type files struct {
+	server, operator, attest, policies, groups string
+
+	withoutSVIDs bool // no bundles, and no policies or marks that name SVIDs
+}
 
 // startBroker is newBroker with additions to its files.
 func startBroker(t testing.TB, log *slog.Logger, extra files, providers ...Provider) *Broker {
@@ -225,7 +229,11 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 		}
 	}
 	b.write("seal.key", base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{1}, broker.SealKeySize)))
-	b.write("policies/all.cedar", policies+b.extra.policies)
+	if b.extra.withoutSVIDs {
+		b.write("policies/all.cedar", b.extra.policies)
+	} else {
+		b.write("policies/all.cedar", policies+b.extra.policies)
+	}
 	b.write("policies/groups.yaml", "support: {members: [login/ana, login/ben]}\n"+b.extra.groups)
 	for domain, ca := range map[string]*localca.CA{TrustDomain: b.CA, "supplier.test": b.Supplier} {
 		bundle, err := ca.Bundle()
@@ -237,7 +245,13 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 	cert, key := encodePair(b.t, svid)
 	b.write("cert.pem", string(cert))
 	b.write("key.pem", string(key))
-	b.write("broker.yaml", fmt.Sprintf(operatorFile, address, serve, people, b.adminSocket())+b.extra.operator)
+	text := fmt.Sprintf(operatorFile, address, serve, people, b.adminSocket()) + b.extra.operator
+	text = strings.Replace(text, "attest:\n", b.extra.server+"attest:\n", 1)
+	if b.extra.withoutSVIDs {
+		from, to := strings.Index(text, "  trust_domains:"), strings.Index(text, b.extra.attest)
+		text = strings.Replace(text[:from]+text[to:], `, resource_servers: ["spiffe://acme.test/tickets"]`, "", 1)
+	}
+	b.write("broker.yaml", strings.ReplaceAll(text, "BROKER_URL", b.URL))
 	c, err := config.Load(filepath.Join(b.dir, "broker.yaml"), nil)
 	b.must(err)
 	return c

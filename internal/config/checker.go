@@ -56,6 +56,7 @@ func (d *document) check(getenv func(string) string) *checker {
 	c.signals()
 	c.scim()
 	c.delegation()
+	c.oauth()
 	return c
 }
 

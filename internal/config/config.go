@@ -43,6 +43,7 @@ type Config struct {
 	Drain          Drain
 	Limits         Limits
 	Proxies        Proxies
+	OAuth          OAuth
 	CheckpointFile string
 	LogFormat      string // "json" or "text"
 	LogLevel       slog.Level
@@ -246,6 +247,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"server.drain", c.Drain, fresh.Drain},
 		{"server.limits", c.Limits, fresh.Limits},
 		{"server.trusted_proxies", c.Proxies, fresh.Proxies},
+		{"server.oauth", c.OAuth, fresh.OAuth},
 		{"server.checkpoint_file", c.CheckpointFile, fresh.CheckpointFile},
 		{"server.log", []any{c.LogFormat, c.LogLevel}, []any{fresh.LogFormat, fresh.LogLevel}},
 		{"attest.trust_domain", c.TrustDomain, fresh.TrustDomain},

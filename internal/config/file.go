@@ -49,6 +49,13 @@ type serverFile struct {
 	Sessions    sessionsFile   `yaml:"sessions"`
 	TicketURL   string         `yaml:"ticket_url"`
 	MCP         mcpFile        `yaml:"mcp"`
+	OAuth       oauthFile      `yaml:"oauth"`
+}
+
+// oauthFile is about the clients of the token endpoint.
+type oauthFile struct {
+	RequireClientID bool                `yaml:"require_client_id"`
+	Clients         map[string][]string `yaml:"clients"` // SPIFFE IDs by client ID
 }
 
 type mcpFile struct {

@@ -362,6 +362,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 		History:     s.store,
 		Inventory:   inventory.New(inventory.Config{Broker: s.broker, Store: s.store.Inventory()}),
 		ExternalURL: c.ExternalURL.String(), UIURL: c.UIURL.String(), Hosts: s.hosts(), TicketURL: c.TicketURL, SVIDAudiences: c.Audiences,
+		Clients:       server.Clients{IDs: c.OAuth.Clients, RequireID: c.OAuth.RequireClientID, WithoutSVIDs: c.WithoutSVIDs},
 		UnprovedBytes: c.Limits.Unproved, Proxies: s.proxies(),
 		DrainDelay: c.Drain.Delay, DrainTimeout: c.Drain.Timeout,
 		CallsPerSecond: c.Admission.PerSecond, CallsAtOnce: c.Admission.Pending,

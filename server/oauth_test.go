@@ -26,7 +26,7 @@ func TestClientCredentialsLibrary(t *testing.T) {
 		config clientcredentials.Config
 	}{
 		{"assertion", clientcredentials.Config{EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {api.AssertionTypeJWT}}, AuthStyle: oauth2.AuthStyleInParams}},
-		{"assertion and client_id", clientcredentials.Config{ClientID: agent, EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {assertionSPIFFE}}, AuthStyle: oauth2.AuthStyleInParams}},
+		{"assertion and client_id", clientcredentials.Config{ClientID: agent, EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {api.AssertionTypeJWT}}, AuthStyle: oauth2.AuthStyleInParams}},
 		{"detected authentication style", clientcredentials.Config{ClientID: agent, EndpointParams: url.Values{"client_assertion": {agent}, "client_assertion_type": {api.AssertionTypeJWT}}}},
 	}
 	for _, test := range tests {

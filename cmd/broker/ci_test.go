@@ -367,3 +367,52 @@ func TestCIMasksNothingInAFile(t *testing.T) {
 	}
 	brokertest.Eventually(t, "the lease is returned", func() bool { w.wantReturned(1); return true })
 }
+
+// The action of deploy/ runs its command with the credential, and no input is a script.
+func TestGitHubAction(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/github-action/action.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var action struct {
+		Inputs map[string]struct{ Default string } `yaml:"inputs"`
+		Runs   struct {
+			Using string
+			Steps []struct {
+				Shell, Run string
+				Env        map[string]string
+			}
+		} `yaml:"runs"`
+	}
+	parseYAML(t, string(text), &action)
+	if action.Runs.Using != "composite" || len(action.Runs.Steps) != 1 || strings.Contains(action.Runs.Steps[0].Run, "${{") {
+		t.Fatalf("got %+v", action)
+	}
+	w := newCIWorld(t)
+	w.onGitHub()
+	inputs := map[string]string{"server": w.URL(), "entitlements": "tickets-api=tickets:read  mcp", "why": "the nightly report"}
+	copied := filepath.Join(w.dir, "copy")
+	inputs["run"] = `wc -c < "$BROKER_CREDENTIAL_FILE_MCP" > ` + copied + `; exit 3`
+	step := action.Runs.Steps[0]
+	cmd := exec.Command(step.Shell, "-eo", "pipefail", "-c", step.Run)
+	cmd.Env, cmd.Dir = w.env, w.dir
+	for name, value := range step.Env {
+		input := regexp.MustCompile(`^\$\{\{ inputs\.(\w+) \}\}$`).FindStringSubmatch(value)
+		if input == nil {
+			t.Fatalf("%s is %q", name, value)
+		}
+		given, ok := inputs[input[1]]
+		if !ok {
+			given = action.Inputs[input[1]].Default
+		}
+		cmd.Env = append(cmd.Env, name+"="+given)
+	}
+	out, err := cmd.CombinedOutput()
+	if exitStatus(err) != 3 {
+		t.Fatalf("got %v\n%s", err, out)
+	}
+	if n, err := os.ReadFile(copied); err != nil || len(strings.TrimSpace(string(n))) < 3 {
+		t.Errorf("the command read %q, %v", n, err)
+	}
+	w.wantReturned(2)
+}

@@ -126,7 +126,7 @@ func writeDevFiles(w *devworld.World, program string) error {
 		program = shellWord(program)
 	}
 	values := map[string]any{
-		"Pages": w.PagesURL(), "URL": w.URL(), "Tickets": w.TicketsURL(), "Dir": w.Dir, "BrokerID": devworld.BrokerID, "Program": program,
+		"Pages": w.PagesURL(), "URL": w.URL(), "Tickets": w.TicketsURL(), "Pipelines": w.PipelinesURL(), "Dir": w.Dir, "BrokerID": devworld.BrokerID, "Program": program,
 		"Login": shellWord("http://" + w.Login), "Env": shellWord(w.Path(devEnvFile)), "Config": shellWord(w.ConfigFile()), "Bundle": shellWord(w.Bundle()),
 		"AdminSocket": shellWord(w.AdminSocket()), "Database": shellWord(w.Database()), "Agents": "spiffe://" + devworld.TrustDomain + "/agent",
 		"Socket": shellWord(w.Socket("agent")), "Sockets": filepath.Dir(w.Socket("agent")), "Identities": sockets,

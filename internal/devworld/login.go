@@ -65,6 +65,9 @@ func (w *World) serveLogin(ctx context.Context, group *errgroup.Group) error {
 	mux.HandleFunc("POST /authorize", p.authorize)
 	mux.HandleFunc("POST /token", p.token)
 	mux.HandleFunc("POST /id-jag", p.idJAG)
+	if err := w.servePipelines(mux); err != nil {
+		return errors.Join(err, l.Close())
+	}
 	own := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.Host != w.Login { // a page whose name resolves to loopback: it must not choose a person
 			http.Error(rw, "misdirected request", http.StatusMisdirectedRequest)

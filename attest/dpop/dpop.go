@@ -51,6 +51,7 @@ type Verifier struct {
 	external *url.URL
 	nonces   *nonces
 	seen     seen
+	headers  headers
 }
 
 // New returns a Verifier.
@@ -140,7 +141,7 @@ func (v *Verifier) CheckToken(r *http.Request, token string, bound audit.Digest,
 }
 
 func (v *Verifier) check(r *http.Request, text string, now time.Time) (Proof, error) {
-	p, err := parse(text)
+	p, err := v.headers.parse(text)
 	if err != nil {
 		return Proof{}, err
 	}

@@ -46,9 +46,13 @@ func (p *proof) once() broker.SpentKey {
 	return broker.SpentKey(h.Sum(nil))
 }
 
+func errPart() error {
+	return invalid("a part of the DPoP proof is empty or not base64url without padding (RFC 7515, section 2)")
+}
+
 // parse parses and verifies a proof (RFC 9449, section 4.2). It is as strict as the parser
 // of JWT-SVIDs, and does not quote the proof in errors.
-func parse(text string) (*proof, error) {
+func (s *headers) parse(text string) (*proof, error) {
 	if len(text) > maxProof {
 		return nil, invalid("the DPoP proof is longer than " + strconv.Itoa(maxProof) + " bytes")
 	}
@@ -56,22 +60,23 @@ func parse(text string) (*proof, error) {
 	if first == last || strings.IndexByte(text[first+1:last], '.') >= 0 || strings.ContainsAny(text, "\r\n") {
 		return nil, invalid("the DPoP proof is not a JWT: three parts with dots between them (RFC 7515, section 3.1)")
 	}
-	var parts [3][]byte
-	for i, part := range [...]string{text[:first], text[first+1 : last], text[last+1:]} {
+	var parts [2][]byte
+	for i, part := range [...]string{text[first+1 : last], text[last+1:]} {
 		var err error
 		if parts[i], err = base64.RawURLEncoding.Strict().DecodeString(part); err != nil || part == "" {
-			return nil, invalid("a part of the DPoP proof is empty or not base64url without padding (RFC 7515, section 2)")
+			return nil, errPart()
 		}
 	}
-	algorithm, key, err := readHeader(parts[0])
+	h, err := s.read(text[:first])
 	if err != nil {
 		return nil, err
 	}
-	if len(parts[2]) > maxSignature || key.Verify(algorithm, []byte(text[:last]), parts[2]) != nil {
+	if len(parts[1]) > maxSignature || h.key.Verify(h.algorithm, []byte(text[:last]), parts[1]) != nil {
 		return nil, invalid("the signature of the DPoP proof does not fit its jwk")
 	}
-	p := &proof{thumbprint: key.Thumbprint()}
-	return p, p.readClaims(parts[1])
+	s.keep(text[:first], h)
+	p := &proof{thumbprint: h.thumbprint}
+	return p, p.readClaims(parts[0])
 }
 
 // readHeader returns the algorithm and the key of a proof. Unknown header parameters have no

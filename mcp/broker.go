@@ -12,6 +12,7 @@ package mcp
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -100,6 +101,23 @@ func (s *session) request(ctx context.Context, handle string) (*api.Request, err
 		return nil, errUnknownHandle
 	}
 	r, err := s.Request(ctx, handle)
+	return s.own(r, err)
+}
+
+// decided returns a request of the caller once it is no longer pending, or when wait has
+// passed. If the broker has no room for another waiting call, it returns the present state.
+func (s *session) decided(ctx context.Context, id string, wait time.Duration) (*api.Request, error) {
+	if wait > 0 {
+		r, err := s.Await(ctx, id, math.MaxInt32, wait) // no version is later
+		if !errors.Is(err, api.SlowDown) {
+			return s.own(r, err)
+		}
+	}
+	return s.request(ctx, id)
+}
+
+// own returns a request that was read, if it is the caller's.
+func (s *session) own(r *api.Request, err error) (*api.Request, error) {
 	if err != nil {
 		return nil, unknown(err)
 	}

@@ -10,6 +10,7 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/broker"
 )
 
 // The SDK has no part of the tasks extension (SEP-2663, final), so this file builds it on
@@ -149,10 +150,10 @@ func requireTasks(p *taskParams) error {
 	if p == nil {
 		return ErrUnknownTask
 	}
-	var client sdk.ClientCapabilities
-	text, err := json.Marshal(p.Meta[sdk.MetaKeyClientCapabilities])
 	version, _ := p.Meta[sdk.MetaKeyProtocolVersion].(string)
-	if err == nil && json.Unmarshal(text, &client) == nil && version >= tasksSince && declares(&client) {
+	client, _ := p.Meta[sdk.MetaKeyClientCapabilities].(map[string]any)
+	extensions, _ := client["extensions"].(map[string]any)
+	if _, declared := extensions[tasksExtension]; declared && version >= tasksSince {
 		return nil
 	}
 	return &jsonrpc.Error{
@@ -161,12 +162,24 @@ func requireTasks(p *taskParams) error {
 	}
 }
 
-// taskPause is how long a client waits between polls. A poll of a pending request itself
-// waits for news, so the pause does not delay the news much.
-const taskPause = time.Second
+// A poll waits for the end of the task, at most taskWait, which is shorter than the time after
+// which common HTTP clients give up. So tasks that wait for people cost what long polls do.
+// Polls of a task younger than taskYoung answer at once. A client waits between polls: for
+// taskPause, or once polls wait, for slowPause, after which a cycle is as long as that of a
+// long poll.
+const (
+	taskWait  = 25 * time.Second
+	taskYoung = 2 * time.Second
+	taskPause = time.Second
+	slowPause = 5 * time.Second
+)
 
 func (s *Server) getTask(ctx context.Context, p *taskParams) (sdk.Result, error) {
-	c, r, err := taskRequest(ctx, p.TaskID)
+	wait := time.Duration(0)
+	if id, err := broker.ParseRequestID(p.TaskID); err == nil && time.Since(id.Time()) > taskYoung {
+		wait = taskWait
+	}
+	c, r, err := taskRequest(ctx, p.TaskID, wait)
 	if errors.Is(err, ErrUnknownTask) && s.tasks != nil {
 		t, err := s.tasks.Get(ctx, p.TaskID)
 		if err != nil {
@@ -177,14 +190,10 @@ func (s *Server) getTask(ctx context.Context, p *taskParams) (sdk.Result, error)
 	if err != nil {
 		return nil, err
 	}
-	// The first poll answers at once. Later ones wait for news, so that a task that waits
-	// for people costs what a long poll does.
-	if time.Since(r.CreatedAt) > taskYoung {
-		if r, err = c.await(ctx, r, taskWait); err != nil {
-			return nil, taskError(err)
-		}
-	}
 	t := taskOf(r, nil)
+	if wait > 0 {
+		t.PollIntervalMs = slowPause.Milliseconds()
+	}
 	if t.Status == TaskCompleted {
 		a, err := c.access(ctx, r)
 		if err != nil {
@@ -195,17 +204,10 @@ func (s *Server) getTask(ctx context.Context, p *taskParams) (sdk.Result, error)
 	return &taskResult{ResultType: "complete", Task: *t}, nil
 }
 
-// taskWait bounds the wait of one poll. It is shorter than the time after which common
-// HTTP clients give up. Polls of a task younger than taskYoung do not wait.
-const (
-	taskWait  = 25 * time.Second
-	taskYoung = 2 * time.Second
-)
-
 // updateTask acknowledges answers. A task of request_access has no questions: what a form
 // can ask is asked before the task exists.
 func (s *Server) updateTask(ctx context.Context, p *taskParams) (sdk.Result, error) {
-	_, _, err := taskRequest(ctx, p.TaskID)
+	_, _, err := taskRequest(ctx, p.TaskID, 0)
 	if errors.Is(err, ErrUnknownTask) && s.tasks != nil {
 		err = s.tasks.Update(ctx, p.TaskID, p.answers())
 	}
@@ -217,7 +219,7 @@ func (s *Server) updateTask(ctx context.Context, p *taskParams) (sdk.Result, err
 
 // cancelTask withdraws a pending request. A task that has ended stays as it is.
 func (s *Server) cancelTask(ctx context.Context, p *taskParams) (sdk.Result, error) {
-	c, r, err := taskRequest(ctx, p.TaskID)
+	c, r, err := taskRequest(ctx, p.TaskID, 0)
 	switch {
 	case errors.Is(err, ErrUnknownTask) && s.tasks != nil:
 		err = s.tasks.Cancel(ctx, p.TaskID)
@@ -233,8 +235,9 @@ func (s *Server) cancelTask(ctx context.Context, p *taskParams) (sdk.Result, err
 	return &acknowledged{ResultType: "complete"}, nil
 }
 
-// taskRequest returns the caller's request that is a task.
-func taskRequest(ctx context.Context, id string) (*session, *api.Request, error) {
+// taskRequest returns the caller's request that is a task, once it is no longer pending or
+// wait has passed.
+func taskRequest(ctx context.Context, id string, wait time.Duration) (*session, *api.Request, error) {
 	c, err := begin(ctx)
 	if err != nil {
 		return nil, nil, taskError(err)
@@ -242,7 +245,7 @@ func taskRequest(ctx context.Context, id string) (*session, *api.Request, error)
 	if !isRequest(id) {
 		return nil, nil, ErrUnknownTask
 	}
-	r, err := c.request(ctx, id)
+	r, err := c.decided(ctx, id, wait)
 	if err != nil {
 		return nil, nil, taskError(err)
 	}

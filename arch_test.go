@@ -66,6 +66,7 @@ var ours = map[string][]string{
 	"server/plot":               {},
 	"server/inbound":            {},
 	"server/ui":                 {"internal/visible"},
+	"egress/egresstest":         {},
 	"egress/scrub":              {"api"},
 	"internal/brokertest":       {"*"},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},

@@ -164,12 +164,8 @@ func filler(draw *rand.Rand) string {
 
 // oneLine makes a text fit for a header.
 func oneLine(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return -1
-		}
-		return r
-	}, text)
+	b := []byte(text)
+	return string(slices.DeleteFunc(b, func(c byte) bool { return c < ' ' || c == 0x7f }))
 }
 
 // places put a text into the header of an answer, or report that it belongs in the body.

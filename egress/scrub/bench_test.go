@@ -9,7 +9,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
 	"time"
+
+	"accessbroker.internal/egress/egresstest"
 )
 
 // bodies are what a benchmark reads: ordinary answers, and those that an adversary makes
@@ -37,15 +40,15 @@ func bodies(r *rand.Rand, secret string) map[string][]byte {
 		"json":              document.Bytes(),
 		"html":              page.Bytes(),
 		"base64":            []byte(b64(string(noise))),
-		"base64 lines":      []byte(wrap(b64(string(noise)), 76, "\r\n")),
+		"base64 lines":      []byte(egresstest.Wrap(b64(string(noise)), 76, "\r\n")),
 		"attack percents":   full("%"),
-		"attack escapes":    []byte(percent(random(r, 1<<18), "%%%02x", 1)),
-		"attack unicode":    []byte(percent(random(r, 1<<18), `\u%04x`, 1)),
+		"attack escapes":    []byte(egresstest.Escape(random(r, 1<<18), "%%%02x", 1)),
+		"attack unicode":    []byte(egresstest.Escape(random(r, 1<<18), `\u%04x`, 1)),
 		"attack slashes":    full(`\`),
-		"attack entities":   []byte(percent(random(r, 1<<18), "&#%d;", 1)),
+		"attack entities":   []byte(egresstest.Escape(random(r, 1<<18), "&#%d;", 1)),
 		"attack almost":     full(secret[:len(secret)-1] + "!"),
-		"attack almost esc": full(percent(secret[:len(secret)-1], "%%%02x", 1)),
-		"attack nested":     full(percent(percent(secret[:len(secret)-1], `\u%04x`, 1), "%%%02x", 1)),
+		"attack almost esc": full(egresstest.Escape(secret[:len(secret)-1], "%%%02x", 1)),
+		"attack nested":     full(egresstest.Escape(egresstest.Escape(secret[:len(secret)-1], `\u%04x`, 1), "%%%02x", 1)),
 	}
 }
 

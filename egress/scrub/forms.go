@@ -82,6 +82,9 @@ func forms(part string) (list []needle) {
 	if other := latin1(part); other != part {
 		add(other, false)
 	}
+	if other, ok := narrow(part); ok {
+		add(other, false)
+	}
 	add(hex.EncodeToString([]byte(part)), true)
 	for _, separator := range []string{",", ", ", " "} {
 		add(decimal(part, separator), false)
@@ -170,6 +173,18 @@ func latin1(text string) string {
 	return b.String()
 }
 
+// narrow returns a text in Latin-1, if it is possible.
+func narrow(text string) (string, bool) {
+	var b []byte
+	for _, r := range text {
+		if r > 0xff {
+			return "", false
+		}
+		b = append(b, byte(r))
+	}
+	return string(b), len(b) >= MinLength
+}
+
 // wide returns a text in UTF-16 in both byte orders, without the outer bytes that are
 // zero. The two are equal for ASCII.
 func wide(text string) []string {
@@ -214,5 +229,12 @@ var encodes = func() (t [256]bool) {
 	for c := range t {
 		t[c] = isAlnum(byte(c)) || strings.IndexByte("+/-_=", byte(c)) >= 0 && c < 0x80
 	}
+	return t
+}()
+
+// inLine has the bytes of a line of base64 that may be escaped.
+var inLine = func() (t [256]bool) {
+	t = encodes
+	t['\\'], t['%'] = true, true
 	return t
 }()

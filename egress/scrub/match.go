@@ -1,5 +1,7 @@
 package scrub
 
+import "encoding/binary"
+
 // minLine is the number of characters of base64 that come before a line break within
 // base64. Encoders break lines after 64 or 76. The bound keeps a line of prose from
 // being held back until the next line arrives.
@@ -13,26 +15,44 @@ type text struct {
 
 // full reports whether a line of base64 may end at a place.
 func (t *text) full(at int) bool {
+	if at >= minLine && (below(t.b[at-8:], '%') || below(t.b[at-16:], '%')) {
+		return false
+	}
 	for n := range minLine {
 		i := at - 1 - n
 		if i < 0 {
 			return n+t.run >= minLine
 		}
-		if c := t.b[i]; !encodes[c] && c != '\\' && c != '%' {
+		if !inLine[t.b[i]] {
 			return false
 		}
 	}
 	return true
 }
 
+// below reports whether one of the first eight bytes is below a byte.
+func below(b []byte, c byte) bool {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	x := binary.LittleEndian.Uint64(b)
+	return (x-ones*uint64(c))&^x&highs != 0
+}
+
 // maxIndent bounds the blanks after a line break within base64, as YAML has them.
 const maxIndent = 32
 
+// isBreak has the bytes of a line break within base64. Where a header was folded, only
+// blanks are left of it.
+var isBreak = [256]bool{'\r': true, '\n': true, ' ': true, '\t': true}
+
+func (u unit) breaks() bool { return u.n == 1 && isBreak[byte(u.text)] }
+
 // afterBreak returns the place after the line break at a place, which can be escaped, and
-// after the blanks that follow it. It returns the place itself if there is no break.
+// after the blanks that follow it. It returns the place itself if there is no break. An
+// empty line is no break.
 func (t *text) afterBreak(at int) (next int, cut bool) {
 	next = at
-	for _, c := range []byte("\r\n") {
+	broken := false
+	for range maxIndent {
 		if next >= len(t.b) {
 			return next, true
 		}
@@ -40,16 +60,13 @@ func (t *text) afterBreak(at int) (next int, cut bool) {
 		if cut {
 			return next, true
 		}
-		if u.is(c) {
-			next += u.size
-		} else if c == '\n' {
-			return at, false
+		if !u.breaks() || broken && u.is('\n') {
+			break
 		}
+		broken = broken || u.is('\n')
+		next += u.size
 	}
-	for n := 0; n < maxIndent && next < len(t.b) && (t.b[next] == ' ' || t.b[next] == '\t'); n++ {
-		next++
-	}
-	return next, next >= len(t.b)
+	return next, false
 }
 
 // A state is a place in a needle, and the place in the text up to which it was found.
@@ -138,7 +155,7 @@ func (m *match) literals(s state) state {
 func (m *match) branch(s state) {
 	c := m.t.b[s.at]
 	if !introduces[c] {
-		if c == '\r' || c == '\n' {
+		if isBreak[c] {
 			m.wrap(s)
 		}
 		return
@@ -148,7 +165,7 @@ func (m *match) branch(s state) {
 		if m.fits(u, s.k) {
 			m.push(s.k+u.n, s.at+u.size)
 		}
-		if u.is('\r') || u.is('\n') {
+		if u.breaks() {
 			m.wrap(s)
 		}
 		if level == depth || !u.introduces() {

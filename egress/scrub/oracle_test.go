@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf16"
+
+	"accessbroker.internal/egress/egresstest"
 )
 
 // An oracle masks a text in the most obvious way: it tries each needle at each place, and
@@ -80,21 +82,21 @@ var fullLine = regexp.MustCompile(`[0-9A-Za-z+/\-_=\\%]{16}$`)
 
 // line returns the place after a line break, or 0.
 func (o *oracle) line(at, level int) int {
-	text, size := o.read(at, level)
-	if text != "\r" && text != "\n" || !fullLine.MatchString(o.text[max(at-minLine, 0):at]) {
+	if !fullLine.MatchString(o.text[max(at-minLine, 0):at]) {
 		return 0
 	}
-	if text == "\r" {
-		var more int
-		text, more = o.read(at+size, level)
-		size += more
+	lines := ""
+	next := at
+	for range maxIndent {
+		text, size := o.read(next, level)
+		if size == 0 || !strings.Contains(" \t\r\n", text) || strings.Contains(lines, "\n") && text == "\n" {
+			break
+		}
+		lines += text
+		next += size
 	}
-	if text != "\n" {
+	if next == at {
 		return 0
-	}
-	next := at + size
-	for n := 0; n < maxIndent && next < len(o.text) && strings.ContainsRune(" \t", rune(o.text[next])); n++ {
-		next++
 	}
 	return next
 }
@@ -236,7 +238,7 @@ func compose(r *rand.Rand, secrets []string, extra []byte) string {
 			text = text[:r.IntN(len(text)+1)]
 		}
 		if n.wrapped && r.IntN(2) == 0 {
-			text = strings.Repeat("A", 20) + wrap(text, 1+r.IntN(70), pick(r, "\n", "\r\n", `\n`, `\r\n`, "%0d%0a", "&#10;", "\n  ", `\\n`))
+			text = strings.Repeat("A", 20) + egresstest.Wrap(text, 1+r.IntN(70), pick(r, "\n", "\r\n", `\n`, `\r\n`, "%0d%0a", "&#10;", "\n  ", `\\n`, " ", "%20\t", "\r"))
 		}
 		for range r.IntN(4) {
 			text = distort(r, text)
@@ -281,7 +283,7 @@ func distort(r *rand.Rand, text string) string {
 // each text with bytes that belong to no form, because an oracle that knows what would
 // follow would not be obvious.
 func FuzzScrub(f *testing.F) {
-	for seed := range uint64(40) {
+	for seed := range uint64(25) {
 		f.Add(seed, []byte("%4&#\\u00"))
 	}
 	f.Fuzz(func(t *testing.T, seed uint64, extra []byte) {
@@ -324,7 +326,7 @@ func TestLongSecretInLongForm(t *testing.T) {
 	secret := random(r, 4000)
 	s := New(secret)
 	text := bytes.Repeat([]byte("0123456789abcdef\n"), 10000)
-	text = append(text, percent(percent(secret, "%%%02x", 1), "%%%02x", 1)...)
+	text = append(text, egresstest.Escape(egresstest.Escape(secret, "%%%02x", 1), "%%%02x", 1)...)
 	text = append(text, '\n')
 	got, err := io.ReadAll(s.Reader(io.NopCloser(bytes.NewReader(text))))
 	if err != nil || bytes.Count(got, []byte("*")) < 9*4000 || !bytes.HasPrefix(got, text[:170000]) {

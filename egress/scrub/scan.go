@@ -98,7 +98,7 @@ func (c *scan) advance(n int) {
 	}
 	run := 0
 	for run < n && run < minLine {
-		if b := c.text.b[n-1-run]; !encodes[b] && b != '\\' && b != '%' {
+		if !inLine[c.text.b[n-1-run]] {
 			break
 		}
 		run++

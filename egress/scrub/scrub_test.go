@@ -3,23 +3,20 @@ package scrub
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
-	"html"
 	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
 	"unicode/utf16"
-	"unicode/utf8"
 
 	"accessbroker.internal/api"
+	"accessbroker.internal/egress/egresstest"
 )
 
 const (
@@ -45,102 +42,9 @@ func chars(text, format string) []rune {
 	return list
 }
 
-// percent escapes every n-th byte of a text.
-func percent(text, format string, n int) string {
-	var b strings.Builder
-	i := 0
-	for _, c := range chars(text, format) {
-		if i++; i%n == 0 || c >= utf8.RuneSelf {
-			fmt.Fprintf(&b, format, c)
-		} else {
-			b.WriteByte(byte(c))
-		}
-	}
-	return b.String()
-}
-
-func inJSON(text string) string {
-	b, err := json.Marshal(text)
-	if err != nil {
-		panic(err)
-	}
-	return string(b[1 : len(b)-1])
-}
-
-// wrap breaks a text after every n characters.
-func wrap(text string, n int, eol string) string {
-	var b strings.Builder
-	for len(text) > n {
-		b.WriteString(text[:n] + eol)
-		text = text[n:]
-	}
-	return b.String() + text
-}
-
-// echoes are the forms in which servers repeat what they received.
-var echoes = map[string]func(secret string) string{
-	"raw":                    func(s string) string { return "token=" + s + "\n" },
-	"upper case":             func(s string) string { return strings.Map(upper, s) },
-	"UTF-8 read as Latin-1":  latin1,
-	"base64, offset 0":       func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) },
-	"base64, offset 1":       func(s string) string { return base64.StdEncoding.EncodeToString([]byte("x" + s)) },
-	"base64, offset 2":       func(s string) string { return base64.StdEncoding.EncodeToString([]byte("xy" + s)) },
-	"base64, raw":            func(s string) string { return base64.RawStdEncoding.EncodeToString([]byte("xy" + s)) },
-	"base64url, offset 0":    func(s string) string { return base64.URLEncoding.EncodeToString([]byte(s + "?>")) },
-	"base64url, offset 1":    func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte("x" + s + "?>")) },
-	"basic":                  func(s string) string { return "Basic " + base64.StdEncoding.EncodeToString([]byte("ana:"+s)) },
-	"base64, MIME 76":        func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s+"tail"), 76, "\r\n") },
-	"base64, PEM 64":         func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s+"tail"), 64, "\n") },
-	"base64, indented":       func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s+"tail"), 64, "\n    ") },
-	"base64, breaks in JSON": func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s+"tail"), 64, `\n`) },
-	"base64, breaks in URL":  func(s string) string { return wrap(b64(strings.Repeat("-", 40)+s), 76, "%0D%0A") },
-	"base64 in JSON, \\/":    func(s string) string { return strings.ReplaceAll(b64("??>"+s), "/", `\/`) },
-	"base64 in URL":          func(s string) string { return url.QueryEscape(b64("??>" + s)) },
-	"base64 of base64":       func(s string) string { return b64(`{"auth":"` + b64("user:"+s) + `"}`) },
-	"base64 of JSON":         func(s string) string { return b64(`{"token":"` + inJSON(s) + `"}`) },
-	"base64 of URL":          func(s string) string { return b64("token=" + url.QueryEscape(s)) },
-	"query":                  url.QueryEscape,
-	"path":                   url.PathEscape,
-	"every byte, upper":      func(s string) string { return percent(s, "%%%02X", 1) },
-	"every byte, lower":      func(s string) string { return percent(s, "%%%02x", 1) },
-	"every third byte":       func(s string) string { return percent(s, "%%%02x", 3) },
-	"double percent":         func(s string) string { return percent(s, "%%25%02X", 2) },
-	"triple percent":         func(s string) string { return percent(s, "%%2525%02X", 2) },
-	"old JavaScript":         func(s string) string { return percent(s, "%%u%04X", 2) },
-	"JSON":                   inJSON,
-	"JSON, slashes":          func(s string) string { return strings.ReplaceAll(inJSON(s), "/", `\/`) },
-	"JSON, every byte":       func(s string) string { return percent(s, `\u%04x`, 1) },
-	"JSON, upper":            func(s string) string { return percent(s, `\u%04X`, 2) },
-	"JSON twice":             func(s string) string { return inJSON(inJSON(s)) },
-	"JSON three times":       func(s string) string { return inJSON(inJSON(inJSON(s))) },
-	"JSON in URL":            func(s string) string { return url.QueryEscape(`{"t":"` + inJSON(s) + `"}`) },
-	"URL in JSON":            func(s string) string { return inJSON(percent(s, "%%%02x", 1)) },
-	"bytes":                  func(s string) string { return percent(s, `\x%02x`, 1) },
-	"octal":                  func(s string) string { return percent(s, `\%03o`, 1) },
-	"braces":                 func(s string) string { return percent(s, `\u{%x}`, 1) },
-	"shell":                  func(s string) string { return fmt.Sprintf("%q", s) },
-	"HTML":                   html.EscapeString,
-	"HTML, decimal":          func(s string) string { return percent(s, "&#%d;", 1) },
-	"HTML, zeros":            func(s string) string { return percent(s, "&#%05d;", 2) },
-	"HTML, hexadecimal":      func(s string) string { return percent(s, "&#x%x;", 1) },
-	"HTML of JSON":           func(s string) string { return html.EscapeString(`{"t":"` + inJSON(s) + `"}`) },
-	"hexadecimal":            func(s string) string { return hex.EncodeToString([]byte(s)) },
-	"hexadecimal, upper":     func(s string) string { return strings.ToUpper(hex.EncodeToString([]byte(s))) },
-	"numbers":                func(s string) string { return fmt.Sprint([]byte(s)) },
-	"numbers in JSON":        func(s string) string { return strings.ReplaceAll(fmt.Sprint([]byte(s)), " ", ",") },
-	"UTF-16":                 func(s string) string { return wide(s)[0] },
-	"UTF-16, big-endian":     func(s string) string { return wide(s)[1] },
-}
-
-// upper turns letters of ASCII to upper case.
-func upper(r rune) rune {
-	if 'a' <= r && r <= 'z' {
-		return r - 'a' + 'A'
-	}
-	return r
-}
-
 func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+
+func inJSON(text string) string { return strings.Trim(strconv.Quote(text), `"`) }
 
 // stars returns the number of masked bytes at least: the bytes of the form that depend on
 // the secret alone.
@@ -149,7 +53,7 @@ func stars(s string) int { return strings.Count(s, "*") }
 func TestSecretIsRemovedInEveryForm(t *testing.T) {
 	for _, secret := range []string{token, password, "hvs.CAESIJ9", "pässwörd-€uro-😀"} {
 		s := New(secret)
-		for name, echo := range echoes {
+		for name, echo := range egresstest.Forms {
 			text := "before " + echo(secret) + " after"
 			t.Run(name, func(t *testing.T) {
 				clean := s.String(text)
@@ -237,7 +141,7 @@ func TestStreamStaysLive(t *testing.T) {
 func TestCutSecretIsMasked(t *testing.T) {
 	s := New(token)
 	for n := MinLength; n < len(token); n++ {
-		for _, form := range []func(string) string{func(s string) string { return s }, inJSON, func(s string) string { return percent(s, "%%%02x", 2) }} {
+		for _, form := range []func(string) string{func(s string) string { return s }, inJSON, func(s string) string { return egresstest.Escape(s, "%%%02x", 2) }} {
 			got, err := io.ReadAll(s.Reader(io.NopCloser(strings.NewReader("end " + form(token[:n])))))
 			if err != nil || strings.Trim(string(got[4:]), "*") != "" {
 				t.Errorf("end: got %q, %v", got, err)
@@ -259,10 +163,10 @@ func TestPrivateKeyIsRemovedLineByLine(t *testing.T) {
 	for i := range der {
 		der[i] += byte(i * 7)
 	}
-	body := wrap(b64(string(der)), 64, "\n")
+	body := egresstest.Wrap(b64(string(der)), 64, "\n")
 	key := "-----BEGIN PRIVATE KEY-----\n" + body + "\n-----END PRIVATE KEY-----\n"
 	s := New(key)
-	for _, text := range []string{key, strings.ReplaceAll(key, "\n", "\r\n"), inJSON(key), b64(string(der)), wrap(b64(string(der)), 76, "\r\n"), strings.Split(key, "\n")[2]} {
+	for _, text := range []string{key, strings.ReplaceAll(key, "\n", "\r\n"), inJSON(key), b64(string(der)), egresstest.Wrap(b64(string(der)), 76, "\r\n"), strings.Split(key, "\n")[2]} {
 		got := s.String(text)
 		if strings.Count(got, "*") < 64 || strings.Contains(got, b64(string(der))[10:30]) {
 			t.Errorf("got %q", got)

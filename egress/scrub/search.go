@@ -16,9 +16,8 @@ func (c *scan) search() {
 	if !c.s.index.wraps {
 		return
 	}
-	c.eachByte('\n', c.newline)
-	if n := len(c.text.b); n > 0 && c.text.b[n-1] == '\r' && c.text.full(n-1) {
-		c.tail(n - 1)
+	for _, b := range []byte("\r\n \t") {
+		c.eachByte(b, c.broken)
 	}
 }
 
@@ -107,9 +106,10 @@ func (c *scan) escape(at int) int {
 			return 1
 		}
 		u = next
-		if u.is('\n') || u.is('\r') {
+		if u.breaks() {
 			c.broken(at)
-		} else if c.s.index.wanted[fold[u.at(0)]] {
+		}
+		if c.s.index.wanted[fold[u.at(0)]] {
 			c.before(at, fold[u.at(0)], false)
 			c.begins(at, u)
 		}
@@ -144,10 +144,10 @@ func (c *scan) plain(at int) int {
 		if next == '\\' {
 			return c.backslashes(src)
 		}
-		if !isAlnum(next) && !introduces[next] && next != '\n' && next != '\r' && !wanted[next] {
+		if !isAlnum(next) && !introduces[next] && !isBreak[next] && !wanted[next] {
 			return 2
 		}
-		if (next == 'n' || next == 'r') && (at == 0 || !encodes[c.text.b[at-1]] && !introduces[c.text.b[at-1]]) && !wanted[short[next]] {
+		if isBreak[short[next]] && (at == 0 || !encodes[c.text.b[at-1]] && !introduces[c.text.b[at-1]]) && !wanted[short[next]] {
 			return 2
 		}
 	}
@@ -166,40 +166,30 @@ func (c *scan) backslashes(src []byte) (skip int) {
 	return skip
 }
 
-// newline finds the occurrences whose first line break is at a place.
-func (c *scan) newline(at int) int {
-	if at > 0 && c.text.b[at-1] == '\r' {
-		at--
-		c.broken(at)
-		return 2
-	}
-	c.broken(at)
-	return 1
-}
-
 // broken finds the occurrences in base64 whose first line break is at a place.
-func (c *scan) broken(at int) {
+func (c *scan) broken(at int) int {
 	if !c.text.full(at) {
-		return
+		return 1
 	}
 	next, cut := c.text.afterBreak(at)
 	if cut {
 		c.tail(at)
 	}
 	if cut || next == at {
-		return
+		return 1
 	}
 	for level := range depth + 1 {
 		u, cut := decode(c.text.b[next:], level)
 		if cut {
 			c.tail(at)
-			return
+			return 1
 		}
 		c.before(at, fold[u.at(0)], true)
 		if !u.introduces() {
-			return
+			return 1
 		}
 	}
+	return 1
 }
 
 // before tries the needles in which the bytes before a place are followed by a byte that
@@ -245,9 +235,8 @@ func (c *scan) begins(at int, u unit) {
 	}
 	src := c.text.b[next:]
 	for v, level := literal(src[0]), 0; ; level++ {
-		if v.is('\n') || v.is('\r') {
-			c.all(at)
-			return
+		if v.breaks() {
+			c.all(at, next)
 		}
 		c.pieces(at, pair(firstByte, fold[u.at(0)], fold[v.at(0)]), false)
 		if level == depth || !v.introduces() {
@@ -266,8 +255,8 @@ func (c *scan) begins(at int, u unit) {
 }
 
 // all tries all needles at a place at which an escape is followed by a line break.
-func (c *scan) all(at int) {
-	if !c.text.full(at) {
+func (c *scan) all(at, next int) {
+	if !c.text.full(next) {
 		return
 	}
 	for i := range c.s.needles {

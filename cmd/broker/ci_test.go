@@ -338,6 +338,24 @@ func TestCIUsage(t *testing.T) {
 	w.run(exitUsage, "tickets-api", "--", "true")
 }
 
+// A job that lasts longer than its credential gets another one, which is masked, too.
+func TestCIRenews(t *testing.T) {
+	t.Parallel() // it mostly waits
+	w := newCIWorld(t)
+	w.onGitHub()
+	script := `first=$(cat "$BROKER_CREDENTIAL_FILE")
+while second=$(cat "$BROKER_CREDENTIAL_FILE"); test "$second" = "$first"; do sleep 0.05; done
+echo "$first"; echo "$second"`
+	out, errs := w.run(0, reading, "--ttl", "9s", "--", "sh", "-c", script)
+	if !regexp.MustCompile(`^\*{100,}\n\*{100,}\n$`).MatchString(out) {
+		t.Errorf("got %q", out)
+	}
+	if masks := regexp.MustCompile(`(?m)^::add-mask::eyJ[^.]*\.[^.]*\.[^.]*$`).FindAllString(errs, -1); len(masks) != 2 {
+		t.Errorf("got masks for %d tokens:\n%s", len(masks), errs)
+	}
+	w.wantReturned(2)
+}
+
 func TestCIWithoutMasks(t *testing.T) {
 	w := newCIWorld(t)
 	w.onGitHub()

@@ -52,14 +52,19 @@ func block(t *testing.T, blocks []string, name string) string {
 // A newcomer without SPIRE follows the guide from the build to the first credential: these
 // are its own lines.
 func TestGuideWithoutSPIRE(t *testing.T) {
-	_, blocks := withoutSPIRE(t, "sh")
+	guide, blocks := withoutSPIRE(t, "sh")
 	if len(blocks) < 4 {
 		t.Fatalf("got %d blocks of commands", len(blocks))
 	}
 	q := newQuickstart(t)
 	stop := q.startDev(strings.TrimPrefix(blocks[0], "make build\n"))
 	defer stop()
-	out, err := q.shell(t.Context(), strings.Join(blocks[1:], "")).CombinedOutput()
+	approval := regexp.MustCompile(`(?m)^    export BROKER_ID_TOKEN=.*\n    broker ci .* --wait 10m -- .*\n`).FindString(guide)
+	if approval == "" {
+		t.Fatal("the guide has no job that waits")
+	}
+	script := strings.Join(blocks[1:], "") + strings.Replace(strings.TrimSuffix(approval, "\n"), "10m", "1ms", 1) + " || test $? = 4\n"
+	out, err := q.shell(t.Context(), script).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -69,6 +74,7 @@ func TestGuideWithoutSPIRE(t *testing.T) {
 		"broker: tickets-api until ", `"tickets"`, "broker: tickets-api returned",
 		"token_spent", "the token was used before",
 		"no rule matches another branch", "no rule matches another repository",
+		"broker: tickets-api needs approval by 1 of support\n  http", "/ui/requests/req_", "broker: pending: tickets-api was not approved in time",
 	} {
 		found := bytes.Index(out[at:], []byte(want))
 		if found < 0 {
@@ -93,6 +99,7 @@ func TestOperatorFileOfGuideWithoutSPIRE(t *testing.T) {
 	for name, text := range map[string]string{
 		"broker.yaml": block(t, yamls, "broker.yaml"), "policies/orders.cedar": block(t, cedars, "policies/orders.cedar"),
 		"tls.crt": certificate, "tls.key": key, "vault.token": "s.token", "cluster-jwks.json": clusterKeys(t),
+		"client.secret": "secret", "policies/groups.yaml": block(t, yamls, "policies/groups.yaml"),
 		"seal.key":                  base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32)),
 		"policies/orders_test.yaml": ordersScenarios,
 	} {
@@ -114,6 +121,7 @@ scenarios:
   - {name: a job of GitLab reads, principal: "spiffe://gitlab.acme.test/project/22/main", entitlement: orders-db-ro, expect: permit, policies: [gitlab-jobs-read-orders]}
   - {name: a pod reads, principal: "spiffe://k8s.acme.test/ns/payments/sa/api", entitlement: orders-db-ro, expect: permit, policies: [payments-read-orders]}
   - {name: a job of another repository, principal: "spiffe://github.acme.test/repository/75/main", entitlement: orders-db-ro, expect: deny, policies: []}
+  - {name: customers need an approval, principal: "spiffe://github.acme.test/repository/74/main", entitlement: customers-db-ro, expect: permit, obligations: {approval: 1 of support}}
   - {name: a job does not write, principal: "spiffe://github.acme.test/repository/74/main", entitlement: orders-db-rw, expect: deny, policies: [svids-write-orders]}
 `
 

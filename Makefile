@@ -64,7 +64,7 @@ lint: ## run gofmt, vet, staticcheck; govulncheck where its database can be reac
 	@.ci/vulncheck $(GO) $(GOVULNCHECK)
 
 bench: ## measure speed; it is reported and never asserted
-	RECORDS=1000000 $(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers/token ./audit/... ./store ./broker ./verify
+	RECORDS=1000000 $(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers/token ./audit/... ./store ./broker ./verify ./egress
 	$(GO) test -run '^$$' -bench . -benchtime 1x ./server ./broker/campaign
 	$(GO) test -run '^$$' -bench . -skip Waiting -benchtime 20000x ./internal/brokertest
 	$(GO) test -run '^$$' -bench Waiting -benchtime 1x ./internal/brokertest

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"sync"
+	"time"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/egress/scrub"
@@ -94,7 +95,7 @@ func (x *exchange) request(c *api.Credential) (*http.Request, *Refusal) {
 		out.Body = x.body
 	}
 	if x.grant.egress.Inject.As == api.InjectSigV4 {
-		return out, x.grant.sign(out, x.r.Header, c)
+		return out, x.grant.sign(out, x.r.Header, c, time.Now())
 	}
 	return out, x.grant.inject(header, c)
 }

@@ -49,6 +49,10 @@ func canonicalize(raw string) (p canonicalPath, err *Refusal) {
 // before it.
 func decodeSegment(raw string, sent *strings.Builder) (decoded string, ok bool) {
 	sent.WriteByte('/')
+	if isPlain(raw) {
+		sent.WriteString(raw)
+		return raw, true
+	}
 	var plain strings.Builder
 	for i := 0; i < len(raw); i++ {
 		b, wasEncoded := raw[i], false
@@ -72,8 +76,21 @@ func decodeSegment(raw string, sent *strings.Builder) (decoded string, ok bool) 
 	return plain.String(), utf8.ValidString(plain.String())
 }
 
+// isPlain reports whether a segment is its own canonical form, and its own meaning.
+func isPlain(raw string) bool {
+	for i := range len(raw) {
+		if !isUnreserved(raw[i]) {
+			return false
+		}
+	}
+	return true
+}
+
 // segmentProblem returns why servers could read a segment in different ways, or "".
 func segmentProblem(decoded string, last bool) string {
+	if isPlain(decoded) && decoded != "" && decoded != "." && decoded != ".." {
+		return ""
+	}
 	name, _, _ := strings.Cut(decoded, ";") // some servers remove parameters before they resolve dots
 	switch {
 	case decoded == "" && !last:

@@ -200,13 +200,13 @@ func (p *Policy) match(c call, holds func(entitlement string) bool) (t Target, e
 		return t, err
 	}
 	var best *rule
-	closest := refuse(CodeHost, p.nextHosts(), "No rule allows calls to %s", clip(o.authority()))
+	var closest *Refusal
 	for _, r := range p.rulesOf(o) {
 		if c.entitlement != "" && r.grant.name != c.entitlement {
 			continue
 		}
 		if refusal := r.check(c, path.segments, query); refusal != nil {
-			if rank(refusal.Code) >= rank(closest.Code) {
+			if closest == nil || rank(refusal.Code) >= rank(closest.Code) {
 				closest = refusal
 			}
 			continue
@@ -215,7 +215,10 @@ func (p *Policy) match(c call, holds func(entitlement string) bool) (t Target, e
 			best = r
 		}
 	}
-	if best == nil {
+	switch {
+	case best == nil && closest == nil:
+		return t, refuse(CodeHost, p.nextHosts(), "No rule allows calls to %s", clip(o.authority()))
+	case best == nil:
 		return t, closest
 	}
 	t = Target{Scheme: o.scheme, Host: o.authority(), Path: path.sent, Query: query, Entitlement: best.grant.name, origin: o, rule: best}

@@ -35,7 +35,7 @@ var awsHeaders = []string{"X-Amz-Decoded-Content-Length", "X-Amz-Trailer", "X-Am
 
 // sign signs a call (AWS Signature Version 4). The caller's own signature is not among the
 // headers of the call.
-func (g *grant) sign(out *http.Request, callers http.Header, c *api.Credential) *Refusal {
+func (g *grant) sign(out *http.Request, callers http.Header, c *api.Credential, now time.Time) *Refusal {
 	in := &g.egress.Inject
 	credentials := aws.Credentials{AccessKeyID: c.Secret["access_key_id"], SecretAccessKey: c.Secret["secret_access_key"], SessionToken: c.Secret["session_token"]}
 	if credentials.AccessKeyID == "" || credentials.SecretAccessKey == "" {
@@ -59,7 +59,7 @@ func (g *grant) sign(out *http.Request, callers http.Header, c *api.Credential) 
 		out.Header.Set(contentSHA256, hash)
 	}
 	plain := func(o *v4.SignerOptions) { o.DisableURIPathEscaping = in.Service == serviceS3 }
-	if err := v4.NewSigner().SignHTTP(out.Context(), credentials, out, hash, in.Service, in.Region, time.Now(), plain); err != nil {
+	if err := v4.NewSigner().SignHTTP(out.Context(), credentials, out, hash, in.Service, in.Region, now, plain); err != nil {
 		return refuse(CodeNoCredential, nextOperator, "The call can't be signed")
 	}
 	return nil

@@ -119,13 +119,13 @@ func canonicalHost(host string) (string, *Refusal) {
 		}
 		return a.Unmap().String(), nil
 	}
+	if isName(host) {
+		return strings.ToLower(host), nil
+	}
 	if a, err := netip.ParseAddr(host); err == nil && a.Is4() {
 		return a.String(), nil
 	}
-	if !isName(host) {
-		return "", refuse(CodeInvalidURL, nextHost, "The host of the URL is not a name")
-	}
-	return strings.ToLower(host), nil
+	return "", refuse(CodeInvalidURL, nextHost, "The host of the URL is not a name")
 }
 
 // isName reports whether a text is a host name (RFC 1123, section 2.1; with underscores,

@@ -1,6 +1,7 @@
 package egress_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"io"
@@ -20,7 +21,7 @@ const token = "s3cr3t-t0ken-that-no-answer-contains"
 
 // A world is a host on loopback, and a Transport that may call it.
 type world struct {
-	t         *testing.T
+	t         testing.TB
 	host      *httptest.Server
 	transport *egress.Transport
 	offer     api.Offer
@@ -33,7 +34,7 @@ type world struct {
 
 // newWorld starts a host with TLS. Its rules allow GET and POST below /v1/, and edit
 // changes them.
-func newWorld(t *testing.T, h http.Handler, edit func(*api.Egress)) *world {
+func newWorld(t testing.TB, h http.Handler, edit func(*api.Egress)) *world {
 	t.Helper()
 	w := &world{t: t, host: httptest.NewUnstartedServer(h)}
 	w.host.EnableHTTP2 = true
@@ -48,6 +49,13 @@ func newWorld(t *testing.T, h http.Handler, edit func(*api.Egress)) *world {
 	return w
 }
 
+// newBenchWorld starts a host that answers with 4 KiB.
+func newBenchWorld(b *testing.B) *world {
+	b.Helper()
+	answer := bytes.Repeat([]byte("x"), 4<<10)
+	return newWorld(b, http.HandlerFunc(func(out http.ResponseWriter, _ *http.Request) { _, _ = out.Write(answer) }), nil)
+}
+
 func rulesFor(host string) *api.Egress {
 	return &api.Egress{
 		Inject: api.Injection{As: api.InjectBearer},
@@ -58,7 +66,7 @@ func rulesFor(host string) *api.Egress {
 	}
 }
 
-func newTransport(t *testing.T, w *world, offers ...api.Offer) *egress.Transport {
+func newTransport(t testing.TB, w *world, offers ...api.Offer) *egress.Transport {
 	t.Helper()
 	policy, err := egress.Compile(offers)
 	if err != nil {

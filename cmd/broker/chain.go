@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -18,7 +19,7 @@ func (a *app) showCommand() *cobra.Command {
 		Short: "Show a request or a lease, and on whose behalf",
 		Long: `show shows a request, or that of a lease. If the requester acts on behalf of
 another identity, show draws the chain from the one whose rights are used down
-to the requester.`,
+to the requester. Of a lease, it shows the calls with its credential, too.`,
 		Example: `  broker show req_0658sg2b7puh5u0qv0s9k8g6nk
   broker show lse_0658sg2b7puh5u0qv0s9k8g6nk --as-person`,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -30,24 +31,36 @@ to the requester.`,
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
-				id := args[0]
+				id, calls := args[0], (*api.CallCounts)(nil)
 				if isID("lease", id) {
 					l, err := client.Lease(ctx, id)
 					if err != nil {
 						return err
 					}
-					id = l.Request
+					id, calls = l.Request, l.Calls
 				}
 				r, err := client.Request(ctx, id)
 				if err != nil {
 					return err
 				}
-				return a.print(r, func(w io.Writer) { writeRequest(w, r) })
+				return a.print(r, func(w io.Writer) {
+					writeRequest(w, r)
+					card{w}.calls(calls)
+				})
 			})
 		},
 	}
 	a.client.addPerson(c)
 	return c
+}
+
+// calls writes how a credential was used in calls, as its holder states it.
+func (c card) calls(n *api.CallCounts) {
+	if n == nil {
+		return
+	}
+	c.line("calls", fmt.Sprintf("%d made, %d refused, %d failed; %d bytes sent, %d received; last reported %s", n.Made, n.Refused, n.Failed, n.Sent, n.Received, clock(n.LastAt)))
+	c.line("", "(stated by the holder, not verified)")
 }
 
 // chain draws who acts for whom: the one whose rights are used, those that acted before, and

@@ -162,3 +162,13 @@ func TestHostileTextsInTheTerminal(t *testing.T) {
 		}
 	}
 }
+
+func TestShowCalls(t *testing.T) {
+	var out strings.Builder
+	card{&out}.calls(&api.CallCounts{Made: 3, Refused: 1, Sent: 10, Received: 2048, LastAt: time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)})
+	for _, want := range []string{"3 made, 1 refused, 0 failed", "10 bytes sent, 2048 received", "2026-11-24 12:00:00Z", "stated by the holder"} {
+		if !strings.Contains(strings.ReplaceAll(out.String(), "\n\t", " "), want) {
+			t.Errorf("got %q, want %q", out.String(), want)
+		}
+	}
+}

@@ -33,6 +33,9 @@ type Config struct {
 	// server. Without it, there is no such tool.
 	Calls *egress.Transport
 
+	// Commands runs the commands of run_command. Without it, there is no such tool.
+	Commands Commands
+
 	// Extend adds tools to the SDK's server. Their names must not be those of this package.
 	Extend func(*sdk.Server)
 	// Configure changes the options of the SDK's server before Extend is called; nil: none.
@@ -85,6 +88,7 @@ type Server struct {
 	info     *sdk.Implementation
 	tasks    Tasks
 	calls    *egress.Transport // nil: none
+	commands Commands          // nil: none
 	stateKey []byte
 	log      *slog.Logger
 	ours     map[string]sdk.ToolHandler // this package's tools
@@ -92,7 +96,7 @@ type Server struct {
 
 // New returns a server.
 func New(cfg Config) *Server {
-	s := &Server{stateKey: cfg.StateKey, log: cfg.Logger, tasks: cfg.Tasks, calls: cfg.Calls, ours: map[string]sdk.ToolHandler{}}
+	s := &Server{stateKey: cfg.StateKey, log: cfg.Logger, tasks: cfg.Tasks, calls: cfg.Calls, commands: cfg.Commands, ours: map[string]sdk.ToolHandler{}}
 	if len(s.stateKey) == 0 {
 		s.stateKey = make([]byte, 32)
 		_, _ = rand.Read(s.stateKey) // never fails
@@ -118,6 +122,9 @@ func New(cfg Config) *Server {
 	}
 	if s.calls != nil {
 		addCallAPI(s)
+	}
+	if s.commands != nil {
+		addRunCommand(s)
 	}
 	if cfg.Extend != nil {
 		cfg.Extend(s.sdk)

@@ -16,6 +16,7 @@ import (
 func (a *app) mcpCommand() *cobra.Command {
 	var socket peerSocket
 	var flags callFlags
+	var allowed commandFlags
 	var printConfig bool
 	c := &cobra.Command{
 		Use:   "mcp",
@@ -31,6 +32,16 @@ removes it from the answer, and returns it when mcp ends.
 mcp ends when its input ends, or on SIGTERM. Messages about faults go to
 standard error.
 
+With --allow-command, the agent also has run_command for these commands. mcp
+runs them itself, without a shell, with a credential in files as "broker exec"
+does, and removes the credential from their output. An allowed program is
+trusted with the credential: many programs run others, such as git with
+"-c core.sshCommand=…". Allow no more arguments than the agent needs:
+
+  --allow-command 'git fetch *'   git, fetch and any further arguments
+  --allow-command 'make report'   this command alone
+  --allow-command psql            psql with any arguments
+
 With --socket, mcp listens on a Unix socket instead. The socket belongs to one
 caller: the system's peer credentials must name the user of --peer, and while
 the process that connected first is alive, no other process may connect. Give
@@ -42,6 +53,7 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 ` + exitHelp,
 		Example: `  broker mcp
   broker mcp --print-config claude-code > .mcp.json
+  broker mcp --allow-command 'git fetch *' --command-dir ~/orders
   broker mcp --socket /run/triage/mcp.sock --peer triage`,
 		ValidArgs: mcpClients(),
 		Args: func(c *cobra.Command, args []string) error {
@@ -59,7 +71,7 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			if printConfig {
-				return a.printMCPConfig(append(args, mcpGeneric)[0], flags)
+				return a.printMCPConfig(append(args, mcpGeneric)[0], append(flags.args(), allowed.args()...))
 			}
 			return a.withClient(c.Context(), func(ctx context.Context, client *api.Client) error {
 				log, flush := newLogger(a.err, "text", slog.LevelWarn)
@@ -68,7 +80,15 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 				if err != nil {
 					return err
 				}
-				server := mcp.New(mcp.Config{Version: service.ReadBuild().Version, Logger: log, Calls: calls.calls})
+				cfg := mcp.Config{Version: service.ReadBuild().Version, Logger: log, Calls: calls.calls}
+				commands, err := allowed.newCommands(client, calls.warn)
+				if err != nil {
+					return err
+				}
+				if commands != nil {
+					cfg.Commands = commands
+				}
+				server := mcp.New(cfg)
 				return calls.while(ctx, a, func(ctx context.Context) error {
 					if socket.path != "" {
 						return socket.serveMCP(ctx, log, func(ctx context.Context, stream io.ReadWriteCloser) error {
@@ -83,6 +103,7 @@ identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 	c.Flags().StringVar(&socket.path, "socket", "", "listen on this Unix socket instead of standard input and output")
 	socket.addPeer(c)
 	flags.add(c, a)
+	allowed.add(c)
 	c.Flags().BoolVar(&printConfig, "print-config", false, "print the configuration for a client, and exit")
 	a.client.addPerson(c)
 	return c

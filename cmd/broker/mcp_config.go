@@ -40,7 +40,7 @@ func mcpClients() []string { return slices.Sorted(maps.Keys(mcpConfigs)) }
 
 // printMCPConfig prints the configuration for a client. It names files with secrets, and
 // has no secret itself.
-func (a *app) printMCPConfig(client string, flags callFlags) error {
+func (a *app) printMCPConfig(client string, flags []string) error {
 	cfg, err := a.clientConfig()
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func (a *app) printMCPConfig(client string, flags callFlags) error {
 	if a.client.person {
 		start.Args = append(start.Args, "--as-person")
 	}
-	start.Args = append(start.Args, flags.args()...)
+	start.Args = append(start.Args, flags...)
 	socket, isFile := strings.CutPrefix(cfg.socket, "unix:")
 	if isFile {
 		socket = "unix://" + absolute("/"+strings.TrimLeft(socket, "/"))

@@ -24,7 +24,7 @@ func (m *memory) protect(command string) error {
 	switch command {
 	case "serve":
 		secrets, noCore = serverSecrets, limitCore()
-	case "dev", "demo":
+	case "dev", "demo", "mcp", "proxy":
 		noCore = limitCore()
 	}
 	// First the environment: a process that is not dumpable may not write to its own

@@ -13,15 +13,7 @@ import (
 	"accessbroker.internal/mcp"
 )
 
-func (a *app) mcpCommand() *cobra.Command {
-	var socket peerSocket
-	var flags callFlags
-	var allowed commandFlags
-	var printConfig bool
-	c := &cobra.Command{
-		Use:   "mcp",
-		Short: "Serve the broker to an AI agent over the Model Context Protocol",
-		Long: `mcp is a server of the Model Context Protocol (revisions 2026-07-28 and
+const mcpHelp = `mcp is a server of the Model Context Protocol (revisions 2026-07-28 and
 2025-11-25) on standard input and output, which an AI agent's runtime starts
 beside the agent. It has the tools list_access, request_access, access_status,
 release_access and call_api, and acts with the identity of this process. The
@@ -50,7 +42,17 @@ every agent a user, an identity and a socket of its own.
 --print-config prints the configuration that starts mcp with the present
 identity: for claude-code, claude-desktop, cursor, vscode, or for other clients.
 
-` + exitHelp,
+`
+
+func (a *app) mcpCommand() *cobra.Command {
+	var socket peerSocket
+	var flags callFlags
+	var allowed commandFlags
+	var printConfig bool
+	c := &cobra.Command{
+		Use:   "mcp",
+		Short: "Serve the broker to an AI agent over the Model Context Protocol",
+		Long:  mcpHelp + exitHelp,
 		Example: `  broker mcp
   broker mcp --print-config claude-code > .mcp.json
   broker mcp --allow-command 'git fetch *' --command-dir ~/orders

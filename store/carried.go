@@ -256,7 +256,7 @@ func (h *holdings) firstCarried(now int64) (id broker.LeaseID, ok bool) {
 		return id, false
 	}
 	for e := range h.tables[liveTable].all() {
-		if e.carried && e.until > now {
+		if e.carried() && e.until > now {
 			return e.id, true
 		}
 	}
@@ -290,7 +290,7 @@ func skim(id, body, lease []byte) (e held, holder []byte, k leaseKind, err error
 		return e, nil, k, err
 	}
 	rest.text(issuerTag, &k.issuer)
-	e = held{id: broker.LeaseID(id), until: ceilMillis(expires), request: requestHash(broker.RequestID(id)), carried: true}
+	e = newHeld(broker.LeaseID(id), ceilMillis(expires), broker.RequestID(id), 0, true)
 	return e, holder, k, errors.Join(request.err, identity.err, rest.err)
 }
 
@@ -324,7 +324,7 @@ func (h *holdings) fillCarried(ctx context.Context, db *sql.DB) error {
 			if err != nil {
 				return err
 			}
-			e.kind = kinds[k]
+			e.group |= uint32(kinds[k])
 			set.put(e, maphash.Bytes(h.seed, holder))
 			return nil
 		})

@@ -67,7 +67,7 @@
 // The leases whose credentials may work are also kept in memory (holdings.go), as a
 // copy of the tables live and lingering that follows every commit. Counts for gauges,
 // the live leases of a holder and the expired rows that Sweep deletes are found
-// there. A lease takes 48 to 128 bytes (lease_set.go).
+// there. A lease takes 40 to 107 bytes (lease_set.go).
 //
 // What may be used once, such as a proof of possession, has a row until it expires, in the
 // order of expiry. Whether something was used is answered from memory (spent.go): 30 bytes for

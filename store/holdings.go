@@ -52,7 +52,7 @@ func newHoldings() *holdings { return &holdings{seed: maphash.MakeSeed()} }
 
 func (h *holdings) hash(holder string) uint64 { return maphash.String(h.seed, holder) }
 
-func requestHash(id broker.RequestID) uint64 { return binary.BigEndian.Uint64(id[8:]) }
+func requestHash(id broker.RequestID) uint32 { return binary.BigEndian.Uint32(id[12:]) }
 
 // follow applies the leases of a group that was committed. Only the leader of the
 // queue calls it.
@@ -61,7 +61,7 @@ func (h *holdings) follow(g *group) {
 	for _, r := range g.order {
 		if r.table == leases {
 			x := &r.index
-			h.changes = append(h.changes, holding{held{id: r.key.(broker.LeaseID), request: requestHash(x.request), kind: g.w.kinds[x.kind], carried: r.carried}, h.hash(x.holder), x})
+			h.changes = append(h.changes, holding{newHeld(r.key.(broker.LeaseID), 0, x.request, g.w.kinds[x.kind], r.carried), h.hash(x.holder), x})
 		}
 	}
 	if len(h.changes) == 0 {
@@ -90,11 +90,11 @@ func (h *holdings) apply(changes []holding) {
 			live.remove(c.id)
 		} else {
 			live.put(c.held, c.holder)
-			h.kinds[c.kind] = c.index.kind
+			h.kinds[c.kind()] = c.index.kind
 		}
 		if c.until = c.index.outlivesUntil; c.until != 0 {
 			lingering.put(c.held, c.holder)
-			h.kinds[c.kind] = c.index.kind
+			h.kinds[c.kind()] = c.index.kind
 		} else if c.index.revoking {
 			lingering.remove(c.id)
 		}
@@ -237,17 +237,14 @@ func (s *leaseSet) read(ctx context.Context, db *sql.DB, from string, bound []by
 		if err := rows.Scan(&texts, &until, &kind); err != nil {
 			return err
 		}
-		const ids = len(broker.LeaseID{}) + len(broker.RequestID{})
-		var e held
-		var ok, too bool
-		e.until, ok = until.(int64)
-		var number int64
-		if number, too = kind.(int64); !ok || !too || len(texts) < ids {
+		const size = len(broker.LeaseID{})
+		end, ok := until.(int64)
+		number, too := kind.(int64)
+		if !ok || !too || len(texts) < 2*size {
 			return errBody
 		}
-		e.kind = int32(number)
-		e.id, e.request = broker.LeaseID(texts[:len(e.id)]), requestHash(broker.RequestID(texts[len(e.id):ids]))
-		s.put(e, maphash.Bytes(seed, texts[ids:]))
+		e := newHeld(broker.LeaseID(texts[:size]), end, broker.RequestID(texts[size:2*size]), int32(number), false)
+		s.put(e, maphash.Bytes(seed, texts[2*size:]))
 		return nil
 	})
 }
@@ -291,7 +288,7 @@ func (h *holdings) expired(table int, now int64, limit int) (ids, carried []brok
 	for e := range h.tables[table].all() {
 		switch {
 		case e.until > now:
-		case e.carried:
+		case e.carried():
 			carried = append(carried, e.id)
 		default:
 			ids = append(ids, e.id)
@@ -343,7 +340,7 @@ func (h *holdings) candidates(q *broker.LeaseQuery, n int) (ids []broker.LeaseID
 				continue
 			}
 			e := &c.leases[i]
-			if e.until <= now || !q.Request.IsZero() && e.request != request || kinds != nil && !kinds[e.kind] {
+			if e.until <= now || !q.Request.IsZero() && e.request != request || kinds != nil && !kinds[e.kind()] {
 				continue
 			}
 			if ids = append(ids, e.id); len(ids) == n {
@@ -410,7 +407,7 @@ func (s *Store) CountActive(ctx context.Context, now time.Time) (counts []Active
 		byKind := map[int32]int64{}
 		for e := range h.tables[liveTable].all() {
 			if e.until > now.UnixMilli() {
-				byKind[e.kind]++
+				byKind[e.kind()]++
 			}
 		}
 		for _, id := range slices.Sorted(maps.Keys(byKind)) {

@@ -97,8 +97,8 @@ func checkHoldings(t testing.TB, s *Store) {
 			t.Errorf("stuck: memory has %v, the tables %v", h.stuck, tables.stuck)
 		}
 		for e := range h.tables[liveTable].all() {
-			if h.kinds[e.kind] != tables.kinds[e.kind] {
-				t.Errorf("kind %d: memory has %v, the table %v", e.kind, h.kinds[e.kind], tables.kinds[e.kind])
+			if h.kinds[e.kind()] != tables.kinds[e.kind()] {
+				t.Errorf("kind %d: memory has %v, the table %v", e.kind(), h.kinds[e.kind()], tables.kinds[e.kind()])
 			}
 		}
 	})
@@ -110,7 +110,7 @@ func checkHoldings(t testing.TB, s *Store) {
 // remaining returns the leases of a set, except expired ones that are carried: Sweep drops
 // those only from memory.
 func remaining(s *leaseSet) []heldBy {
-	return slices.DeleteFunc(heldIn(s), func(h heldBy) bool { return h.carried && h.until <= testNow.UnixMilli() })
+	return slices.DeleteFunc(heldIn(s), func(h heldBy) bool { return h.carried() && h.until <= testNow.UnixMilli() })
 }
 
 var leaseStatuses = []broker.LeaseStatus{broker.LeaseIssuing, broker.LeaseActive, broker.LeaseRevoking, broker.LeaseRevoked, broker.LeaseFailed, broker.LeaseAbandoned}

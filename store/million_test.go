@@ -126,7 +126,7 @@ func fill(b *testing.B, s *Store, n int) {
 func BenchmarkFindHolder(b *testing.B) {
 	h := newHoldings()
 	for n := range 1_000_000 {
-		h.tables[liveTable].put(held{id: broker.NewLeaseID(testNow), until: forever, kind: 1}, uint64(n%1024))
+		h.tables[liveTable].put(newHeld(broker.NewLeaseID(testNow), forever, broker.RequestID{}, 1, false), uint64(n%1024))
 	}
 	q := broker.LeaseQuery{Holder: "spiffe://acme.test/nobody", Live: true, Now: testNow}
 	for b.Loop() {

@@ -127,7 +127,7 @@ func (s *Store) open(ctx context.Context, path string) (err error) {
 }
 
 func (s *Store) openReaders(ctx context.Context, path string) (err error) {
-	if s.readers, err = openPool(dsn(path, "rw", "query_only(1)", "cache_size(-2048)", "schema_version"), s.presence.check); err != nil {
+	if s.readers, err = openPool(dsn(path, "rw", "query_only(1)", "cache_size(-512)", "schema_version"), s.presence.check); err != nil {
 		return err
 	}
 	s.readers.SetMaxOpenConns(maxReaders)

@@ -74,7 +74,7 @@ func openWriter(ctx context.Context, path string, cfg Config, present func() err
 
 func (w *writer) connect(ctx context.Context) (err error) {
 	w.stmts, w.writes = map[string]*sql.Stmt{}, map[string]statement{}
-	w.db, err = openPool(dsn(w.path, "rw", "journal_mode(WAL)", "synchronous("+w.sync+")", "cache_size(-8192)", "temp_store(MEMORY)", "journal_size_limit(67108864)",
+	w.db, err = openPool(dsn(w.path, "rw", "journal_mode(WAL)", "synchronous("+w.sync+")", "cache_size(-4096)", "temp_store(MEMORY)", "journal_size_limit(67108864)",
 		fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages)), w.present)
 	if err != nil {
 		return err

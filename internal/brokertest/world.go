@@ -104,10 +104,13 @@ func (w *World) Start(out io.Writer) (listeners []net.Listener, stop func()) {
 // Edit replaces the first occurrence of a text in the operator's file.
 func (w *World) Edit(from, to string) { w.edit(from, to, 1) }
 
+// EditAll replaces all occurrences of a text of the operator's file, which must exist.
+func (w *World) EditAll(from, to string) { w.edit(from, to, -1) }
+
 // MoveTrustDomain replaces the trust domain in the operator's file, with all names in it.
 func (w *World) MoveTrustDomain(to string) {
 	w.edit("trust_domain: "+devworld.TrustDomain, "trust_domain: "+to, 1)
-	w.edit("spiffe://"+devworld.TrustDomain+"/", "spiffe://"+to+"/", -1)
+	w.EditAll("spiffe://"+devworld.TrustDomain+"/", "spiffe://"+to+"/")
 }
 
 func (w *World) edit(from, to string, times int) {

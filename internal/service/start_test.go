@@ -99,7 +99,7 @@ func TestStartRefusesRemovedIssuer(t *testing.T) {
 	tickets := "tickets: {token: {audience: https://tickets.acme.test, resource_servers: [spiffe://acme.test/tickets]}}"
 	other := "other: {token: {audience: https://other.acme.test}}"
 	w.Edit(tickets, other)
-	w.Edit("issuer: tickets", "issuer: other")
+	w.EditAll("issuer: tickets", "issuer: other")
 	_, err := w.Open(io.Discard, nil)
 	if err == nil || !strings.Contains(err.Error(), `issuer "tickets" was removed, but 1 of its leases of "tickets-api" have not ended`) || !strings.Contains(err.Error(), "retired: true") {
 		t.Fatalf("without the issuer: got %v", err)
@@ -107,12 +107,12 @@ func TestStartRefusesRemovedIssuer(t *testing.T) {
 
 	retired := strings.TrimSuffix(tickets, "}") + ", retired: true}"
 	w.Edit(other, retired+"\n  "+other)
-	w.Edit("issuer: other", "issuer: tickets")
+	w.EditAll("issuer: other", "issuer: tickets")
 	_, err = config.Load(w.ConfigFile(), nil)
 	if err == nil || !strings.Contains(err.Error(), `"tickets" is retired`) {
 		t.Errorf("an entitlement of the retired issuer: got %v", err)
 	}
-	w.Edit("issuer: tickets", "issuer: other")
+	w.EditAll("issuer: tickets", "issuer: other")
 	_, stop := w.Start(io.Discard)
 	c, _, err := w.Agent().AskAndCollect(t.Context(), ticketsRead)
 	if err != nil {

@@ -76,7 +76,9 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	b.watch.waits()
 	n, err := b.ReadCloser.Read(p)
 	b.watch.rests()
-	if err != nil && err != io.EOF {
+	if err != nil {
+		// A host that notices the end of the connection can complete its answer before the
+		// connection is closed. That is no complete answer.
 		if cause := context.Cause(b.watch.ctx); cause != nil {
 			err = cause
 		}

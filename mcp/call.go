@@ -216,7 +216,7 @@ func answerTo(r *http.Request, resp *http.Response, stop func()) (*Answer, error
 		}
 		return nil, &fault{Code: api.Unavailable, What: "The answer ended early.", Next: "Call again if the call may be repeated."}
 	}
-	out.Truncated = err != nil || len(body) > maxAnswerBody
+	out.Truncated = err != nil || timedOut || len(body) > maxAnswerBody
 	body = body[:min(len(body), maxAnswerBody)]
 	out.setBody(body)
 	out.Scrubbed = egress.Scrubbed(resp)

@@ -42,9 +42,9 @@ variable for which two credentials have a value is left out.
 The secrets of the credentials are masked in what the command prints, also in
 base64, hex, URL- and JSON-escaped form, unless it prints to a terminal or
 --no-mask is set. On GitHub Actions, ci also registers them as masks for the
-rest of the job. It does so on standard error, unless that is a file. GitLab
-and others have no command for that: there, nothing hides a secret that a
-later step prints.
+rest of the job: on standard error, unless that leads to a file or another
+command, such as tee. GitLab and others have no command for that: there,
+nothing hides a secret that a later step prints.
 
 ci writes nothing to GITHUB_ENV and GITHUB_OUTPUT. The command does not get
 the variables that hold the job's identity token, unless --keep-identity is

@@ -23,13 +23,11 @@ func (j *ciJob) mask(c *api.Credential) error {
 	if !j.platform.Masks {
 		return nil
 	}
-	// The workflow commands have the secrets in clear, so they go only where the platform
-	// reads them. People redirect standard output more often than standard error.
-	if f, isFile := j.err.(*os.File); isFile {
-		if info, err := f.Stat(); err != nil || info.Mode().IsRegular() {
-			fmt.Fprintln(j.err, "broker: standard error is a file, so the secrets are not registered as masks")
-			return nil
-		}
+	// The workflow commands have the secrets in clear, so they go only to the platform:
+	// "2>log" and "2>&1 | tee log" would keep them.
+	if f, isFile := j.err.(*os.File); isFile && !readByStep(f) {
+		fmt.Fprintln(j.err, "broker: standard error does not lead to the runner, which gets no masks")
+		return nil
 	}
 	return pipeline.MaskCommands(j.err, scrub.Secrets(c)...)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"accessbroker.internal/agent/tokensource"
 	"accessbroker.internal/api"
 	"accessbroker.internal/internal/handoff"
 )
@@ -82,12 +82,23 @@ func (j *ciJob) environment() ([]string, error) {
 		all.Remove = append(all.Remove, name)
 	}
 	if !j.flags.keepIdentity {
-		all.Remove = append(all.Remove, j.platform.IdentityVariables()...)
-		if name, ok := strings.CutPrefix(cmp.Or(j.app.client.tokenFrom, j.getenv("BROKER_TOKEN_FROM")), fromVariable); ok {
-			all.Remove = append(all.Remove, name)
-		}
+		all.Remove = append(all.Remove, j.identityVariables()...)
 	}
 	return all.Of(os.Environ()), nil
+}
+
+// identityVariables returns the variables from which the command could get the job's
+// identity.
+func (j *ciJob) identityVariables() []string {
+	list := j.platform.IdentityVariables()
+	from, _ := j.setting(j.app.client.tokenFrom, "", "BROKER_TOKEN_FROM")
+	if name, ok := strings.CutPrefix(from, fromVariable); ok {
+		list = append(list, name)
+	}
+	if from == fromGitHub {
+		list = append(list, tokensource.GitHubURLVariable, tokensource.GitHubTokenVariable)
+	}
+	return list
 }
 
 // supervise relays signals to the command, renews the credentials, and ends the command

@@ -380,10 +380,36 @@ func TestCIMasksNothingInAFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(f.Name())
-	if err != nil || strings.Contains(string(text), "::add-mask::") || !strings.Contains(string(text), "standard error is a file") {
+	if err != nil || strings.Contains(string(text), "::add-mask::") || !strings.Contains(string(text), "standard error does not lead to the runner") {
 		t.Errorf("got %q, %v", text, err)
 	}
 	brokertest.Eventually(t, "the lease is returned", func() bool { w.wantReturned(1); return true })
+}
+
+// Another command of the step, which may keep what it reads, gets no masks. A shell between
+// the platform and ci changes nothing.
+func TestCIMasksOnlyForThePlatform(t *testing.T) {
+	w := newCIWorld(t)
+	w.onGitHub()
+	for script, masks := range map[string]bool{
+		"broker ci " + reading + " -- true; true":                         true,
+		"(broker ci " + reading + " -- true; true); true":                 true,
+		"exec broker ci " + reading + " -- true":                          true,
+		"broker ci " + reading + " -- true 2>&1 | tee log":                false,
+		"(broker ci " + reading + " -- true; true) 2>&1 | tee log; true":  false,
+		"{ broker ci " + reading + " -- true; true; } 2>log; cat log >&2": false,
+	} {
+		cmd := exec.Command("sh", "-c", script)
+		cmd.Env, cmd.Dir = w.env, w.dir
+		out, err := cmd.CombinedOutput()
+		if err != nil || !bytes.Contains(out, []byte("broker: tickets-api returned")) {
+			t.Fatalf("%s: %v\n%s", script, err, out)
+		}
+		if got := bytes.Contains(out, []byte("::add-mask::")); got != masks {
+			t.Errorf("%s: got masks %t, want %t\n%s", script, got, masks, out)
+		}
+	}
+	w.wantReturned(6)
 }
 
 // The action of deploy/ runs its command with the credential, and no input is a script.

@@ -89,6 +89,7 @@ func (a *app) proxyCommand() *cobra.Command {
 	c.Flags().StringVar(&f.ask.why, "why", "", "the justification of the requests, shown to approvers and recorded in the log")
 	c.Flags().StringVar(&f.ask.ticket, "ticket", "", "the ticket of the requests")
 	c.Flags().StringSliceVar(&f.ask.scopes, "scope", nil, "with one --entitlement: a scope; repeatable (default: the entitlement's default scopes)")
+	c.Flags().Var(&f.ask.parameters, "param", "with one --entitlement: a parameter of it, as name=value; repeatable")
 	c.Flags().Var((*positiveFlag)(&f.ask.ttl), "ttl", "how long each credential is valid (default: the entitlement's)")
 	c.Flags().Var((*positiveFlag)(&f.ask.duration), "duration", "how long credentials can be collected (default: the entitlement's)")
 	c.Flags().StringSliceVar(&f.placeholders, "placeholder", nil, "set this variable of the command to a text that is no credential; repeatable")
@@ -118,8 +119,8 @@ func (f *proxyFlags) check(c *cobra.Command, args []string) error {
 		return usage("proxy takes -- and a command; see %s --help", c.CommandPath())
 	case f.socket.path == "" && f.socket.peer != "":
 		return usage("--peer goes with --socket")
-	case len(f.ask.scopes) > 0 && len(f.calls.only) != 1:
-		return usage("--scope goes with one --entitlement")
+	case len(f.ask.scopes)+len(f.ask.parameters) > 0 && len(f.calls.only) != 1:
+		return usage("--scope and --param go with one --entitlement")
 	case f.lifetime < 10*time.Minute || f.lifetime > forward.MaxAuthorityLifetime:
 		return usage("--ca-lifetime must be between 10m and %s", api.Duration(forward.MaxAuthorityLifetime))
 	}
@@ -194,7 +195,7 @@ func (a *app) newProxy(ctx context.Context, client *api.Client, f *proxyFlags) (
 	rules := p.source.Policy()
 	for _, name := range f.calls.only {
 		if !slices.Contains(rules.Entitlements(), name) {
-			return nil, fmt.Errorf("you have no entitlement %s with rules for calls; \"broker proxy --list\" shows those that you have", printable(name))
+			return nil, fmt.Errorf("no entitlement %s with rules for calls; see \"broker proxy --list\"", printable(name))
 		}
 	}
 	if len(rules.Hosts()) == 0 {

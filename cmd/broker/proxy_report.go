@@ -49,6 +49,7 @@ type proxyReport struct {
 	seen     map[string]bool // refusals that were printed
 	calls    int
 	refused  int
+	waiting  int // refused until a person approves
 	obtained int
 }
 
@@ -86,7 +87,11 @@ func (p *proxyReport) called(e forward.Event) {
 		p.calls++
 		return
 	}
-	p.refused++
+	if e.Refusal.Code == egress.CodePending {
+		p.waiting++
+	} else {
+		p.refused++
+	}
 	key := strings.Join([]string{e.Refusal.Code, e.Method, e.Host, e.Refusal.Request}, " ")
 	if p.quiet || p.seen[key] || len(p.seen) >= maxShownRefusals {
 		return
@@ -96,7 +101,17 @@ func (p *proxyReport) called(e forward.Event) {
 	if e.Refusal.Code == egress.CodePending {
 		verdict = p.paint.Waiting("waiting")
 	}
-	fmt.Fprintf(p.err, "broker: %s %s %s%s\n  %s.\n  Next: %s.\n", verdict, printable(e.Method), printable(e.Host), printable(shortened(e.Path, 60)), printable(e.Refusal.What), printable(e.Refusal.Next))
+	fmt.Fprintf(p.err, "broker: %s %s %s%s\n%s%s", verdict, printable(e.Method), printable(e.Host), printable(shortened(e.Path, 60)), p.indented(e.Refusal.What+"."), p.indented("Next: "+e.Refusal.Next+"."))
+}
+
+// indented returns a text as indented lines that fit into a terminal, and as one line for
+// other outputs.
+func (p *proxyReport) indented(text string) string {
+	rows := []string{printable(text)}
+	if screen.IsTerminal(p.err) {
+		rows = screen.Wrap(rows[0], screen.Width-2)
+	}
+	return "  " + strings.Join(rows, "\n  ") + "\n"
 }
 
 func shortened(text string, most int) string {
@@ -132,7 +147,7 @@ func (p *proxyReport) end(e *edge) {
 	for _, r := range e.keeper.Pending() {
 		fmt.Fprintf(p.err, "broker: request %s still waits for approval\n", printable(r.ID))
 	}
-	if !p.quiet && p.calls+p.refused > 0 {
-		fmt.Fprintf(p.err, "broker: %s, %d refused; %s returned\n", counted(p.calls, "call"), p.refused, counted(p.obtained, "credential"))
+	if !p.quiet && p.calls+p.refused+p.waiting > 0 {
+		fmt.Fprintf(p.err, "broker: %s, %d refused, %d waiting; %s returned\n", counted(p.calls, "call"), p.refused, p.waiting, counted(p.obtained, "credential"))
 	}
 }

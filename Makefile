@@ -65,11 +65,12 @@ lint: ## run gofmt, vet, staticcheck; govulncheck where its database can be reac
 
 bench: ## measure speed; it is reported and never asserted
 	RECORDS=1000000 $(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers/token ./audit/... ./store ./broker ./verify ./egress
+	$(GO) test -run '^$$' -bench . -benchtime 5000x ./egress/forward
 	$(GO) test -run '^$$' -bench . -benchtime 1x ./server ./broker/campaign
 	$(GO) test -run '^$$' -bench . -skip Waiting -benchtime 20000x ./internal/brokertest
 	$(GO) test -run '^$$' -bench Waiting -benchtime 1x ./internal/brokertest
 	cd e2e && $(GO) test -count=1 -run '^$$' -bench . -benchtime 1x -timeout 30m -v ./bench
-	cd e2e && $(GO) test -count=1 -tags bench -run '^(TestTenThousandDue|TestOwnLatency)$$' -timeout 30m -v .
+	cd e2e && $(GO) test -count=1 -tags bench -run '^(TestTenThousandDue|TestOwnLatency|TestTwoHundredCredentials)$$' -timeout 30m -v .
 
 # -short makes the fixtures small. A run without any benchmark fails.
 BENCHED = grep -rl --include='*_test.go' --exclude-dir=e2e '^func Benchmark' . | xargs -n1 dirname | sort -u

@@ -55,6 +55,15 @@ entitlements:
     parameters: *folder
     scopes: *reports
     max_ttl: 15m
+  reports-edge:
+    issuer: aws
+    aws: {role_arn: "%[7]s"}
+    scopes: {use: {actions: [s3:GetObject, s3:PutObject], resources: ["arn:aws:s3:::reports/acme/*"]}}
+    default_scopes: [use]
+    egress:
+      inject: {as: aws-sigv4, service: s3, region: us-east-1}
+      allow:
+        - {hosts: ["%[8]s"], methods: [GET, HEAD, PUT], paths: [/reports/, "/reports/acme/*"], headers: [x-amz-*, amz-sdk-*], addresses: [127.0.0.0/8]}
 `
 
 // TestAWS issues sessions of a role through an STS that trusts the broker as an
@@ -69,6 +78,7 @@ func TestAWS(t *testing.T) {
 		t.Run("exec with "+entitlement, func(t *testing.T) { testExecAWS(t, c, entitlement) })
 	}
 	t.Run("botocore", func(t *testing.T) { testBotocore(t, c) })
+	t.Run("proxy", func(t *testing.T) { testProxyAWS(t, c) })
 }
 
 // TestAWSOutages has an STS of its own: the tests move its clock, put a proxy
@@ -103,7 +113,7 @@ func startCloud(t testing.TB, s *spire) *cloud {
 	w.write(t, "policies/all.cedar", agentsPolicy)
 	c.writeOwn(t, awsCredential{AccessKeyID: "nobody", SecretAccessKey: "yet"})
 	configure := func(endpoint, ca, role string) {
-		w.write(t, "broker.yaml", fmt.Sprintf(awsOperatorFile, "https://"+web, w.listen, web, s.socket(), endpoint, ca, role))
+		w.write(t, "broker.yaml", fmt.Sprintf(awsOperatorFile, "https://"+web, w.listen, web, s.socket(), endpoint, ca, role, strings.Replace(endpoint, "127.0.0.1", upstreamName, 1)))
 	}
 	c.configureSTS = func(endpoint, ca string) { configure(endpoint, ca, c.minio.roleARN()) }
 	// MinIO reads the provider's configuration when it starts, so the broker starts

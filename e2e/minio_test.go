@@ -67,7 +67,7 @@ func startMinIO(t testing.TB, provider minioOpenID) *minio {
 			t.Fatal(err)
 		}
 	}
-	loopbackTLS(t, m.caFile(), m.path("certs/public.crt"), m.path("certs/private.key"))
+	loopbackTLS(t, m.caFile(), m.path("certs/public.crt"), m.path("certs/private.key"), upstreamName)
 	trusted := map[string]string{m.caFile(): m.path("mc/certs/CAs/minio.pem")}
 	if provider.caFile != "" {
 		trusted[provider.caFile] = m.path("certs/CAs/provider.pem")

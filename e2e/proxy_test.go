@@ -47,9 +47,9 @@ const entitlementsOfUpstream = `
 `
 
 const upstreamPolicy = `
-@id("agents-use-the-upstream")
-permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource)
-when { [Entitlement::"upstream", Entitlement::"upstream-git"].contains(resource) };
+@id("workloads-use-the-upstream")
+permit (principal in TrustDomain::"acme.test", action == Action::"request", resource)
+unless { [Entitlement::"upstream-delete", Entitlement::"tickets-api", Entitlement::"tickets-escalate"].contains(resource) };
 
 @id("agents-delete-with-approval")
 @approval("1 of support")
@@ -66,7 +66,8 @@ type proxied struct {
 	hosts string // /etc/hosts of the proxy and its clients
 }
 
-func startProxied(t *testing.T) *proxied {
+// startProxied starts them. more are further entitlements of the operator's file.
+func startProxied(t *testing.T, more ...string) *proxied {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a name for the upstream needs a mount namespace, and that needs root")
@@ -77,7 +78,7 @@ func startProxied(t *testing.T) *proxied {
 	if err != nil {
 		t.Fatal(err)
 	}
-	edited := strings.Replace(string(text), "\nentitlements:\n", "\nentitlements:"+fmt.Sprintf(entitlementsOfUpstream, p.up.port), 1)
+	edited := strings.Replace(string(text), "\nentitlements:\n", "\nentitlements:"+fmt.Sprintf(entitlementsOfUpstream+strings.Join(more, ""), p.up.port), 1)
 	if err := errors.Join(os.WriteFile(file, []byte(edited), 0o600), os.WriteFile(filepath.Join(p.dir, "policies", "upstream.cedar"), []byte(upstreamPolicy), 0o600)); err != nil || edited == string(text) {
 		t.Fatal("the operator's file has no entitlements", err)
 	}
@@ -94,12 +95,17 @@ func (p *proxied) url(path string) string {
 	return fmt.Sprintf("https://%s:%d%s", upstreamName, p.up.port, path)
 }
 
-// command returns "broker proxy" with flags and a command.
+// proxy returns "broker proxy" with flags and a command.
 func (p *proxied) proxy(flags []string, command ...string) *exec.Cmd {
+	args := append([]string{"broker", "proxy", "--upstream-ca", p.up.caFile, "--why", "a test"}, flags...)
+	return p.inside(append(append(args, "--"), command...)...)
+}
+
+// inside returns a command in a mount namespace that knows the upstream's name.
+func (p *proxied) inside(args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(p.t.Context(), 3*time.Minute)
 	p.t.Cleanup(cancel)
-	args := append([]string{"unshare", "-m", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, p.hosts, "broker", "proxy", "--upstream-ca", p.up.caFile, "--why", "a test"}, flags...)
-	cmd := p.devBroker.command(ctx, p.home, append(append(args, "--"), command...)...)
+	cmd := p.devBroker.command(ctx, p.home, append([]string{"unshare", "-m", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, p.hosts}, args...)...)
 	cmd.Env = append(cmd.Env, "HOME="+p.home, "NO_PROXY=localhost,127.0.0.1", "no_proxy=*", "GITHUB_TOKEN=of-the-user", "GIT_TERMINAL_PROMPT=0", "npm_config_cache="+p.home, "npm_config_update_notifier=false")
 	cmd.Dir = p.home
 	return cmd
@@ -303,7 +309,7 @@ func testProxyEnd(t *testing.T, p *proxied) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 42 {
 		t.Errorf("got %v, want exit code 42", err)
 	}
-	wantAll(t, errs, "broker: proxy for ", "api.acme.test:", "broker: 1 call, 0 refused; 1 credential returned")
+	wantAll(t, errs, "broker: proxy for ", "api.acme.test:", "broker: 1 call, 0 refused, 0 waiting; 1 credential returned")
 	cmd := p.proxy(nil, "sh", "-c", `trap 'echo ended; exit 3' TERM; curl -sS "$0" >/dev/null; touch ready; while :; do sleep 0.1; done`, p.url("/api/x"))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -281,9 +282,17 @@ func (p *proxy) injections() (forms []string) {
 
 // serveSocket serves the socket until ctx ends.
 func (p *proxy) serveSocket(ctx context.Context) error {
-	l, err := p.flags.socket.listen(p.log, func(c net.Conn, err error) {
-		fmt.Fprintf(c, "HTTP/1.1 407 This socket belongs to another process\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\nbroker proxy: %s.\n", printable(err.Error()))
-		_ = c.Close()
+	refusing := make(chan struct{}, 16)
+	l, err := p.flags.socket.listen(p.log, func(c net.Conn, why error) {
+		select {
+		case refusing <- struct{}{}:
+			go func() {
+				defer func() { <-refusing }()
+				refuseProxied(c, why)
+			}()
+		default:
+			_ = c.Close()
+		}
 	})
 	if err != nil {
 		return err
@@ -293,6 +302,17 @@ func (p *proxy) serveSocket(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	})
+}
+
+// refuseProxied tells a client why its connection ends. A connection that is closed before
+// its data has been read looks broken to the client.
+func refuseProxied(c net.Conn, why error) {
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(time.Second))
+	if _, err := http.ReadRequest(bufio.NewReader(io.LimitReader(c, 64<<10))); err != nil {
+		return
+	}
+	fmt.Fprintf(c, "HTTP/1.1 407 This socket belongs to another process\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%s.\n", printable(why.Error()))
 }
 
 // listCalls prints what the rules allow.

@@ -6,7 +6,6 @@ type Egress struct {
 	Inject      Injection    `json:"inject"`
 	Allow       []EgressRule `json:"allow"`
 	Record      bool         `json:"record,omitempty"` // each call is a record before it is made
-	Broker      bool         `json:"broker,omitempty"` // the broker itself makes calls, so that the credential never leaves it
 	MaxRequest  int64        `json:"max_request"`      // bytes of a body
 	MaxAnswer   int64        `json:"max_answer"`       // bytes of a body, after decoding
 	Timeout     Duration     `json:"timeout"`          // of a call, including all of its answer

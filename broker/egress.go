@@ -13,7 +13,6 @@ type Egress struct {
 	Inject      Injection
 	Allow       []EgressRule
 	Record      bool  // each call is a record before it is made
-	Broker      bool  // the broker itself makes calls
 	MaxRequest  int64 // bytes of a body
 	MaxAnswer   int64
 	Timeout     time.Duration // of a call, including all of its answer
@@ -39,7 +38,7 @@ func (e *Egress) Digest() audit.Digest {
 	o := audit.NewObject().
 		String("as", in.As).String("field", in.Field).String("username", in.Username).String("password", in.Password).
 		String("name", in.Name).String("prefix", in.Prefix).String("service", in.Service).String("region", in.Region).
-		String("record", strconv.FormatBool(e.Record)).String("broker", strconv.FormatBool(e.Broker)).
+		String("record", strconv.FormatBool(e.Record)).
 		String("max_request", strconv.FormatInt(e.MaxRequest, 10)).String("max_answer", strconv.FormatInt(e.MaxAnswer, 10)).
 		Seconds("timeout", e.Timeout).Seconds("idle_timeout", e.IdleTimeout)
 	rules := make([]string, len(e.Allow))

@@ -30,14 +30,14 @@ func (id RecordID) Epoch() int64 { return int64(id) >> indexBits }
 // Index returns the record's place in its log, from 0.
 func (id RecordID) Index() int64 { return int64(id) & (1<<indexBits - 1) }
 
-// MaxListed bounds the list of a request: once it has that many records,
-// further refusals to collect are in the log and no longer in the list.
+// MaxListed bounds the list of a request and of a lease: once it has that many records,
+// further refusals to collect, and further calls, are in the log and no longer in the list.
 const MaxListed = 100
 
 // RecordsOf returns the ids of the records of a request and of its leases, in
 // the order of the log, to those who may see the request. whole is false if the
 // list may leave records out: those of rows without a list, those of leases
-// past the first page, and refusals past MaxListed.
+// past the first page, and refusals and calls past MaxListed.
 func (b *Broker) RecordsOf(ctx context.Context, caller Caller, id RequestID) (ids []RecordID, whole bool, err error) {
 	r, err := b.Request(ctx, caller, id)
 	if err != nil {
@@ -51,7 +51,7 @@ func (b *Broker) RecordsOf(ctx context.Context, caller Caller, id RequestID) (id
 	whole = len(r.Records) > 0 && len(r.Records) < MaxListed && !more
 	for _, l := range leases {
 		ids = append(ids, l.Records...)
-		whole = whole && len(l.Records) > 0
+		whole = whole && len(l.Records) > 0 && len(l.Records) < MaxListed
 	}
 	slices.Sort(ids)
 	return slices.Compact(ids), whole, nil

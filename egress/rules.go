@@ -11,7 +11,7 @@ func RulesOf(e *broker.Egress) *api.Egress {
 		return nil
 	}
 	out := &api.Egress{
-		Inject: api.Injection(e.Inject), Record: e.Record, Broker: e.Broker, MaxRequest: e.MaxRequest, MaxAnswer: e.MaxAnswer,
+		Inject: api.Injection(e.Inject), Record: e.Record, MaxRequest: e.MaxRequest, MaxAnswer: e.MaxAnswer,
 		Timeout: api.Duration(e.Timeout), IdleTimeout: api.Duration(e.IdleTimeout), Allow: make([]api.EgressRule, len(e.Allow)),
 	}
 	for i, r := range e.Allow {

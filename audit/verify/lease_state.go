@@ -48,17 +48,18 @@ func (s *leaseState) check(r *audit.Record) string {
 	}
 	id := r.Lease.ID
 	l, known := s.leases[id]
+	if r.Kind == audit.LeaseCalled {
+		if !l.issued && !s.all { // the record of the issue may be in an earlier log, or forgotten
+			return ""
+		}
+		return l.called(r)
+	}
 	if !known {
 		dropped := s.recent.add(id, nil) // no lease has an empty id
 		delete(s.leases, dropped)
 		s.all = s.all && dropped == ""
 	}
-	problem := ""
-	if r.Kind == audit.LeaseCalled && (known || s.all) {
-		problem = l.called(r)
-	} else {
-		problem = l.apply(r)
-	}
+	problem := l.apply(r)
 	l.name(r)
 	s.leases[id] = l
 	return problem

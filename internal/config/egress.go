@@ -20,7 +20,6 @@ type egressFile struct {
 	Inject      injectFile       `yaml:"inject"`
 	Allow       []egressRuleFile `yaml:"allow"`
 	Record      bool             `yaml:"record"`
-	Broker      bool             `yaml:"broker"`
 	MaxRequest  size             `yaml:"max_request"`
 	MaxAnswer   size             `yaml:"max_answer"`
 	Timeout     duration         `yaml:"timeout"`
@@ -81,7 +80,7 @@ func (c *checker) egress(key string, f *egressFile, issuer Issuer, e *broker.Ent
 		return nil
 	}
 	out := &broker.Egress{
-		Inject: broker.Injection(f.Inject), Record: f.Record, Broker: f.Broker,
+		Inject: broker.Injection(f.Inject), Record: f.Record,
 		MaxRequest: int64(cmp.Or(f.MaxRequest, egress.DefaultMaxRequest)), MaxAnswer: int64(cmp.Or(f.MaxAnswer, egress.DefaultMaxAnswer)),
 		Timeout: time.Duration(cmp.Or(f.Timeout, duration(egress.DefaultTimeout))), IdleTimeout: time.Duration(cmp.Or(f.IdleTimeout, duration(egress.DefaultIdle))),
 	}

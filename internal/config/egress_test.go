@@ -25,7 +25,7 @@ func TestEgressDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := c.Catalogue["tickets-api"].Egress
-	if e == nil || e.MaxRequest != 10<<20 || e.MaxAnswer != 100<<20 || e.Timeout != 5*time.Minute || e.IdleTimeout != time.Minute || e.Record || e.Broker {
+	if e == nil || e.MaxRequest != 10<<20 || e.MaxAnswer != 100<<20 || e.Timeout != 5*time.Minute || e.IdleTimeout != time.Minute || e.Record {
 		t.Errorf("got %+v", e)
 	}
 	if !slices.Equal(e.Allow[0].Methods, []string{"GET", "HEAD"}) || e.Allow[0].Query != nil {
@@ -41,7 +41,7 @@ func TestEgressIsPartOfTheEffect(t *testing.T) {
 	seen := map[string]string{}
 	for _, edit := range [][2]string{
 		{"", ""}, {"api.acme.test", "api2.acme.test"}, {"/v1/**", "/v2/**"}, {"x-request-id", "x-other"}, {`paths:`, `methods: [GET, DELETE], paths:`},
-		{"inject: {as: bearer}", "inject: {as: header, name: X-Key}"}, {"allow:", "record: true, allow:"}, {"allow:", "broker: true, allow:"},
+		{"inject: {as: bearer}", "inject: {as: header, name: X-Key}"}, {"allow:", "record: true, allow:"},
 		{"allow:", "max_request: 1KiB, allow:"}, {"allow:", "max_answer: 1KiB, allow:"}, {"allow:", "timeout: 1s, allow:"}, {"allow:", "idle_timeout: 1s, allow:"},
 		{"headers:", "websocket: true, headers:"}, {"headers:", "query: [], headers:"}, {"headers:", "query: [page], headers:"}, {"headers:", "addresses: [10.0.0.0/8], headers:"},
 	} {
@@ -56,8 +56,8 @@ func TestEgressIsPartOfTheEffect(t *testing.T) {
 		}
 		seen[effect] = edit[1]
 	}
-	if len(seen) != 16 {
-		t.Errorf("got %d effects, want 16", len(seen))
+	if len(seen) != 15 {
+		t.Errorf("got %d effects, want 15", len(seen))
 	}
 	plain, err := understand(sealedDir(t), goodConfig)
 	if err != nil || seen[plain.Catalogue["tickets-api"].Effect.String()] != "" {

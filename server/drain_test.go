@@ -62,8 +62,8 @@ func (k *keeper) close() {
 // every call, however often the broker stops and starts.
 func TestStoppingLosesNoAnswer(t *testing.T) {
 	t.Parallel()
-	const stops, clients, first = 5, 16, 20
-	w := newQuietWorld(t, func(cfg *Config) { cfg.DrainDelay, cfg.CallsPerSecond = 500*time.Millisecond, 1e9 })
+	const stops, clients, first = 3, 16, 20
+	w := newQuietWorld(t, func(cfg *Config) { cfg.DrainDelay, cfg.CallsPerSecond = 3*time.Second, 1e9 }) // long enough for a call of each client on a busy machine
 	l, err := inbound.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

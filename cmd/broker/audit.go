@@ -316,13 +316,16 @@ func (a *app) showRecords(ctx context.Context, src audit.Source, wanted func(aud
 	return table.Flush()
 }
 
-// recordLine returns the row of a record: index, time, kind, caller, entitlement with
-// scopes, request, lease or subject of a fact, and outcome.
+// recordLine returns the row of a record: index, time, kind, caller and the person or
+// workload for which the caller acts, entitlement with scopes, request, lease or subject of a fact, and outcome.
 func recordLine(item audit.Item, r audit.Record) string {
 	var caller, entitlement, id string
 	var outcome []string
 	if r.Caller != nil {
 		caller = r.Caller.ID
+	}
+	if r.Subject != nil {
+		caller += " for " + r.Subject.ID
 	}
 	if r.Request != nil {
 		entitlement, id = r.Request.Entitlement, r.Request.ID

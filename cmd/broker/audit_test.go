@@ -34,6 +34,18 @@ func TestHostileLog(t *testing.T) {
 	}
 }
 
+// The row of a record names the person for whom the caller acts, or the caller alone.
+func TestRecordLineNamesTheSubject(t *testing.T) {
+	record := audit.Record{Kind: audit.LeaseIssued, Caller: &audit.Party{ID: "spiffe://acme.test/agent/triage"}, Lease: &audit.LeaseFacts{ID: "lse_1"}}
+	if line := recordLine(audit.Item{}, record); !strings.Contains(line, "\tspiffe://acme.test/agent/triage\t") {
+		t.Errorf("for itself: %q", line)
+	}
+	record.Subject = &audit.Party{ID: "login/ana\x1b"}
+	if line := recordLine(audit.Item{}, record); !strings.Contains(line, "\tspiffe://acme.test/agent/triage for login/ana") || strings.Contains(line, "\x1b") {
+		t.Errorf("for Ana: %q", line)
+	}
+}
+
 // Records about a request include the ends of its leases, which name only the lease.
 func TestRecordsOfARequest(t *testing.T) {
 	isAbout := recordsAbout("req_1")

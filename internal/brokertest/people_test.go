@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -28,15 +29,16 @@ import (
 // providers, it does not name itself in its answers (RFC 9207).
 type provider struct {
 	*httptest.Server
-	t      testing.TB
-	key    *ecdsa.PrivateKey
-	person string
-	client string            // the only client ID that it accepts
-	places map[string]bool   // redirect URIs that the client registered
-	codes  map[string]string // the nonces of the logins, by code
-	tokens []string          // ID tokens that it made
-	asked  []url.Values      // forms of the calls to the token endpoint
-	evil   func(url.Values) string
+	t         testing.TB
+	key       crypto.Signer
+	algorithm jose.SignatureAlgorithm
+	person    string
+	client    string            // the only client ID that it accepts
+	places    map[string]bool   // redirect URIs that the client registered
+	codes     map[string]string // the nonces of the logins, by code
+	tokens    []string          // ID tokens that it made
+	asked     []url.Values      // forms of the calls to the token endpoint
+	evil      func(url.Values) string
 }
 
 func newProvider(t testing.TB, person, client string) *provider {
@@ -45,7 +47,7 @@ func newProvider(t testing.TB, person, client string) *provider {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &provider{t: t, key: key, person: person, client: client, places: map[string]bool{}, codes: map[string]string{}}
+	p := &provider{t: t, key: key, algorithm: jose.ES256, person: person, client: client, places: map[string]bool{}, codes: map[string]string{}}
 	p.Server = httptest.NewServer(p)
 	t.Cleanup(p.Close)
 	return p
@@ -62,10 +64,10 @@ func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/.well-known/openid-configuration":
 		answer = map[string]any{
 			"issuer": p.URL, "authorization_endpoint": p.URL + "/authorize", "token_endpoint": p.URL + "/token", "jwks_uri": p.URL + "/keys",
-			"userinfo_endpoint": p.URL + "/userinfo", "id_token_signing_alg_values_supported": []string{"ES256"},
+			"userinfo_endpoint": p.URL + "/userinfo", "id_token_signing_alg_values_supported": []string{string(p.algorithm)},
 		}
 	case "/keys":
-		answer = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &p.key.PublicKey, KeyID: "1", Algorithm: "ES256", Use: "sig"}}}
+		answer = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: p.key.Public(), KeyID: "1", Algorithm: string(p.algorithm), Use: "sig"}}}
 	case "/authorize":
 		p.authorize(w, r)
 		return
@@ -115,7 +117,7 @@ func (p *provider) sign(claims map[string]any, typ jose.ContentType) string {
 	if typ != "" {
 		options = options.WithType(typ)
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: p.key, KeyID: "1"}}, options)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: p.algorithm, Key: jose.JSONWebKey{Key: p.key, KeyID: "1"}}, options)
 	if err != nil {
 		p.t.Fatal(err)
 	}

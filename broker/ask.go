@@ -92,7 +92,7 @@ func (b *Broker) evaluate(ctx context.Context, f *filing, ask Ask) error {
 	if err == nil {
 		err = b.authorize(ctx, caller, rules, r, ask, e)
 	}
-	if err != nil && !errors.Is(err, ErrDenied) && !isFact(err) && !b.visibleFor(ctx, caller, rules, e, d) {
+	if err != nil && !errors.Is(err, ErrDenied) && !isFact(err) && !b.visible(ctx, caller, rules, e, d) {
 		// Callers who may not request the entitlement at all get the same answer
 		// as for an unknown one. A denial keeps its @reason, which the author of
 		// the policy wrote for them.
@@ -226,9 +226,10 @@ func (b *Broker) alternatives(ctx context.Context, caller Caller, rules *Rules, 
 	return &Allowed{Scopes: allowed}
 }
 
-// visible reports whether the caller may request any part of the entitlement.
-func (b *Broker) visible(ctx context.Context, caller Caller, rules *Rules, e *Entitlement) bool {
-	offer := b.offers(ctx, caller, rules, e)
+// visible reports whether the caller may request any part of the entitlement, perhaps on
+// behalf of another.
+func (b *Broker) visible(ctx context.Context, caller Caller, rules *Rules, e *Entitlement, of *Delegation) bool {
+	offer := b.offers(ctx, caller, rules, e, of)
 	return offer.permitted()
 }
 

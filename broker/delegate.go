@@ -206,25 +206,6 @@ func (d *Delegation) exceeds(rules *Rules, q Query) string {
 	return ""
 }
 
-// visibleFor is visible for a request on behalf of another.
-func (b *Broker) visibleFor(ctx context.Context, caller Caller, rules *Rules, e *Entitlement, d *Delegation) bool {
-	if d == nil {
-		return b.visible(ctx, caller, rules, e)
-	}
-	q := Query{Principal: caller.Subject, Action: ActionRequest, Entitlement: e, TTL: e.DefaultTTL, Duration: e.CollectWithin}
-	if len(e.Scopes) == 0 {
-		both, err := b.decideRequest(ctx, rules, q, d.decided(), caller.At)
-		return err == nil && both.Permit
-	}
-	for _, scope := range e.Scopes {
-		q.Scopes = []string{scope}
-		if both, err := b.decideRequest(ctx, rules, q, d.decided(), caller.At); err == nil && both.Permit {
-			return true
-		}
-	}
-	return false
-}
-
 // isLike reports whether two requests are on behalf of the same subject, by the same chain.
 func (d *Delegation) isLike(o *Delegation) bool {
 	if d == nil || o == nil {

@@ -638,3 +638,22 @@ func TestLimitsCountForTheirSide(t *testing.T) {
 	w.get(t, triage, delegated(onBehalf("ben", noon), "tickets:read"), noon)
 	w.get(t, triage, read("tickets:read"), noon)
 }
+
+// Who may request a part of an entitlement only in an emergency knows it, also on behalf of a
+// person: such a caller learns what is wrong with the request. Both sides must be permitted.
+func TestErrorsOfBreakGlassOnlyEntitlements(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, worldConfig{policies: `
+@id("ana") @break_glass("security") @review_within("1h") @delegates("2")
+permit (principal == Person::"login/ana", action == Action::"request", resource == Entitlement::"tickets");
+@id("agents") @break_glass("security") @review_within("1h") @delegates("2")
+permit (principal in Path::"spiffe://acme.test/agent", action == Action::"request", resource == Entitlement::"tickets");`,
+		issuers: map[string]broker.Issuer{"tickets": signer{}}})
+	t.Cleanup(func() { w.verify(t) })
+	for name, want := range map[string]error{"ana": broker.ErrInvalidScope, "ben": broker.ErrDenied} {
+		ask := delegated(onBehalf(name, noon), "tickets:delete")
+		if _, err := w.broker.Ask(t.Context(), broker.Self(workload(triage, noon), noon), ask, broker.IdempotencyKey{}); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", name, err, want)
+		}
+	}
+}

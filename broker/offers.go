@@ -37,7 +37,7 @@ func (b *Broker) Entitlements(ctx context.Context, caller Caller) ([]Offer, erro
 	}
 	var list []Offer
 	for _, name := range slices.Sorted(maps.Keys(rules.Catalogue)) {
-		offer := b.offers(ctx, caller, rules, rules.Catalogue[name])
+		offer := b.offers(ctx, caller, rules, rules.Catalogue[name], nil)
 		if offer.permitted() {
 			offer.Blocked = blocks.hit(caller.Subject, offer.Entitlement)
 			list = append(list, offer)
@@ -54,23 +54,26 @@ func (b *Broker) MayAsk(ctx context.Context, caller Caller, entitlement string) 
 		return false
 	}
 	e := rules.Catalogue[entitlement]
-	return e != nil && b.visible(ctx, caller.labelled(rules), rules, e)
+	return e != nil && b.visible(ctx, caller.labelled(rules), rules, e, nil)
 }
 
 // offers asks policy about each scope of an entitlement alone, or about the
-// whole entitlement if it has no scopes.
-func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Entitlement) Offer {
+// whole entitlement if it has no scopes. On behalf of another, both must be permitted.
+func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Entitlement, of *Delegation) Offer {
 	offer := Offer{Entitlement: e}
 	q := Query{Principal: caller.Subject, Action: ActionRequest, Entitlement: e, TTL: e.DefaultTTL, Duration: e.CollectWithin}
+	evaluate := func() Decision {
+		d, err := b.decideRequest(ctx, rules, q, of.decided(), caller.At)
+		d.Permit = d.Permit && err == nil
+		return d
+	}
 	decide := func(scopes ...string) (d Decision, breakGlassOnly bool) {
 		q.Scopes, q.BreakGlass = scopes, false
-		d, _ = b.decideQuery(ctx, rules, q, caller.At) // an error denies
-		if d.Permit {
+		if d = evaluate(); d.Permit {
 			return d, false
 		}
 		q.BreakGlass = true
-		broken, _ := b.decideQuery(ctx, rules, q, caller.At)
-		return d, broken.Permit
+		return d, evaluate().Permit
 	}
 	if len(e.Scopes) == 0 {
 		offer.Decision, offer.BreakGlassOnly = decide()
@@ -80,25 +83,34 @@ func (b *Broker) offers(ctx context.Context, caller Caller, rules *Rules, e *Ent
 		offer.Scopes = append(offer.Scopes, ScopeOffer{Scope: scope, Decision: d, BreakGlassOnly: breakGlassOnly})
 	}
 	if len(e.Details) > 0 {
-		offer.addDetails(rules, caller.Subject)
+		offer.addDetails(rules, caller.Subject, of)
 	}
 	return offer
 }
 
 // addDetails notes what policy permits with authorization_details alone. Policies can
 // distinguish any elements, so the offer names what some permit may permit.
-func (o *Offer) addDetails(rules *Rules, who Identity) {
+func (o *Offer) addDetails(rules *Rules, who Identity, of *Delegation) {
 	lister, ok := rules.Policy.(PermitLister)
 	if !ok {
 		return
 	}
 	permits, _ := lister.Permits(who, maxOfferPermits)
+	both := [][]*Permit{permits}
+	if of != nil {
+		permits, _ := lister.Permits(rules.WithLabels(of.Subject), maxOfferPermits)
+		both = append(both, permits)
+	}
 	may := func(scope string) bool {
-		return slices.ContainsFunc(permits, func(p *Permit) bool {
-			return !p.BreakGlass && slices.ContainsFunc(p.Reaches, func(r Reach) bool {
-				return r.Entitlement == o.Entitlement.Name && (scope == "" || slices.Contains(r.Scopes, scope))
-			})
-		})
+		reaches := func(r Reach) bool {
+			return r.Entitlement == o.Entitlement.Name && (scope == "" || slices.Contains(r.Scopes, scope))
+		}
+		for _, permits := range both {
+			if !slices.ContainsFunc(permits, func(p *Permit) bool { return !p.BreakGlass && slices.ContainsFunc(p.Reaches, reaches) }) {
+				return false
+			}
+		}
+		return true
 	}
 	if len(o.Scopes) == 0 {
 		o.NeedsDetails = !o.Decision.Permit && !o.BreakGlassOnly && may("")

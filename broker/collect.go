@@ -226,6 +226,9 @@ func (b *Broker) collectNow(ctx context.Context, c *collection) (*Issued, error)
 	if err := c.request.collectable(c.caller.At); err != nil {
 		return nil, err
 	}
+	if c.request.Requester.Attested == AttestedSPIFFE && c.caller.Actor.Attested == AttestedOIDC {
+		return nil, &Refusal{Err: ErrNeedsNewRequest, Detail: "the request was filed with an SVID: collect with one, or file a new request", RequestID: c.request.ID}
+	}
 	caller := c.caller.labelled(rules)
 	c.caller, c.asked, c.request = &caller, c.request.Scopes, c.request.granted()
 	if c.e = rules.Catalogue[c.request.Entitlement]; c.e == nil {

@@ -272,6 +272,9 @@ func (r *Request) askDigest() audit.Digest {
 	for _, field := range slices.Sorted(maps.Keys(r.texts())) {
 		o = o.String("text_"+field, r.texts()[field])
 	}
+	if r.Requester.Attested == AttestedOIDC { // approvers saw that the requester has no SVID, or that it has one
+		o = o.String("who_attested", string(r.Requester.Attested))
+	}
 	return sha256.Sum256(append([]byte(askDomain), o.Bytes()...))
 }
 

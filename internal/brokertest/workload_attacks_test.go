@@ -291,4 +291,18 @@ func TestBroadPermitsMeanSVIDs(t *testing.T) {
 	if err := ask(job("named")); err != nil {
 		t.Errorf("with an OIDC token, where the permit names the path: %v", err)
 	}
+	// What an SVID requested is collected with an SVID, also if a token proves the same ID.
+	const named = "spiffe://acme.test/named"
+	r, err := b.Bearer(named).Ask(t.Context(), api.Ask{Entitlement: "listed-api", Scopes: []string{"listed:read"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := job("named").Collect(t.Context(), r.ID); !errors.Is(err, api.NeedsNewRequest) {
+		t.Errorf("collecting with an OIDC token: got %v", err)
+	}
+	issued, err := b.Bearer(named).Collect(t.Context(), r.ID)
+	if err != nil {
+		t.Fatalf("collecting with an SVID: %v", err)
+	}
+	b.Secret(issued.Secret["token"])
 }

@@ -44,6 +44,7 @@ func opening(r *broker.Request) broker.Lease {
 		ID: broker.LeaseID(r.ID), Request: r.ID, Status: broker.LeaseActive,
 		Holder: r.Requester.ID, Entitlement: r.Entitlement, Scopes: r.Scopes, Parameters: r.Parameters, Details: r.Details,
 		Opened: r.Created, Expires: r.FirstExpires, KeyThumbprint: r.KeyThumbprint, Records: r.Records,
+		Attested: r.Requester.Attested,
 	}
 	if d := r.Delegation; d != nil {
 		l.Subject, l.Actors, l.Parent = d.Subject.ID, d.Actors, d.Parent
@@ -59,13 +60,13 @@ func cut(r *broker.Request, l *broker.Lease) bool {
 		l.Holder != o.Holder || l.Entitlement != o.Entitlement || !slices.Equal(l.Scopes, o.Scopes) ||
 		!maps.Equal(l.Parameters, o.Parameters) || !sameDetails(l.Details, o.Details) ||
 		!l.Opened.Equal(o.Opened) || !l.Expires.Equal(o.Expires) || l.KeyThumbprint != o.KeyThumbprint ||
-		l.Subject != o.Subject || !slices.Equal(l.Actors, o.Actors) || l.Parent != o.Parent ||
+		l.Subject != o.Subject || !slices.Equal(l.Actors, o.Actors) || l.Parent != o.Parent || l.Attested != o.Attested ||
 		!l.Due().IsZero() || l.Expires.Sub(l.Opened) > carriedFor || personOf(l.Holder) != nil {
 		return false
 	}
 	l.Request, l.Status, l.Holder, l.Entitlement = broker.RequestID{}, 0, "", ""
 	l.Scopes, l.Parameters, l.Details, l.Opened, l.Expires = nil, nil, nil, time.Time{}, time.Time{}
-	l.KeyThumbprint, l.Subject, l.Actors, l.Parent = broker.Lease{}.KeyThumbprint, "", nil, broker.LeaseID{}
+	l.KeyThumbprint, l.Subject, l.Actors, l.Parent, l.Attested = broker.Lease{}.KeyThumbprint, "", nil, broker.LeaseID{}, ""
 	return true
 }
 
@@ -79,7 +80,7 @@ func uncut(r *broker.Request, l *broker.Lease) {
 	o := opening(r)
 	l.Request, l.Status, l.Holder, l.Entitlement = o.Request, o.Status, o.Holder, o.Entitlement
 	l.Scopes, l.Parameters, l.Details, l.Opened, l.Expires = o.Scopes, o.Parameters, o.Details, o.Opened, o.Expires
-	l.KeyThumbprint, l.Subject, l.Actors, l.Parent, l.Records = o.KeyThumbprint, o.Subject, o.Actors, o.Parent, o.Records
+	l.KeyThumbprint, l.Subject, l.Actors, l.Parent, l.Records, l.Attested = o.KeyThumbprint, o.Subject, o.Actors, o.Parent, o.Records, o.Attested
 }
 
 // decodeLease returns a lease from the body of its row, or from the row of the request that

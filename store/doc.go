@@ -83,14 +83,14 @@
 //
 // # Where the bytes of an issuance are
 //
-// An issuance of one of the broker's own tokens takes about 1,510 bytes, as
+// An issuance of one of the broker's own tokens takes about 1,430 bytes, as
 // BenchmarkDisk in internal/brokertest measures:
 //
 //	the record's leaf        898   a contract: canonical JSON, hashed into the tree
 //	the record's hashes       64   of two tree nodes on average
-//	the request's row        370   requester, decision, three digests, times
-//	its lease                 29   in the same row: what does not follow from the request
-//	pages                    146   keys, headers and free space of SQLite's B-trees
+//	the request's row        334   requester, decision, three digests, times
+//	its lease                 12   in the same row: what does not follow from the request
+//	pages                    118   keys, headers and free space of SQLite's B-trees
 //
 // A credential of another system, a lease of more than an hour, a renewal and a lease that
 // was ended have a row of their own, of about 170 bytes, and one in live (85 bytes) or

@@ -191,13 +191,66 @@ func rowFields(r broker.Row, c *coder) error {
 // where a field is removed.
 
 func requestFields(r *broker.Request, c *coder) {
+	var known following
+	if !c.reading {
+		known = followingOf(r)
+	}
+	approved, until, first := r.Approved, r.CollectUntil, r.FirstLease
+	if known&approvedAtOnce != 0 {
+		approved = time.Time{}
+	}
+	if known&endsByDuration != 0 {
+		until = time.Time{}
+	}
+	if known&opensItsLease != 0 {
+		first = broker.LeaseID{}
+	}
 	c.fields(&r.Version, &r.Status, &r.Requester, &r.Entitlement, &r.Effect,
 		&r.Scopes, &r.TTL, &r.TTLAsked, &r.Duration, &r.Justification, &r.Ticket, &r.Parameters, &r.Salts,
 		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
-		&r.Created, &r.Lapses, &r.Approved, &r.CollectUntil, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
-		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &r.FirstLease,
-		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits, &r.Delegation, &r.Message, &r.KeyThumbprint, &r.Details)
+		&r.Created, &r.Lapses, &approved, &until, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
+		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &first,
+		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits, &r.Delegation, &r.Message, &r.KeyThumbprint, &r.Details, (*uint32)(&known))
 	c.records(&r.Records)
+	if c.reading {
+		r.Approved, r.CollectUntil, r.FirstLease = approved, until, first
+		known.restore(r)
+	}
+}
+
+// following is a set of fields of a request that follow from others, and are not stored.
+// They do for most requests that are collected in the call that files them.
+type following uint32
+
+const (
+	approvedAtOnce following = 1 << iota // Approved is Created
+	endsByDuration                       // CollectUntil is Duration after Approved
+	opensItsLease                        // FirstLease has the bytes of the request's ID
+)
+
+func followingOf(r *broker.Request) (known following) {
+	if !r.Created.IsZero() && r.Approved.Equal(r.Created) {
+		known |= approvedAtOnce
+	}
+	if !r.Approved.IsZero() && r.CollectUntil.Equal(r.Approved.Add(r.Duration)) {
+		known |= endsByDuration
+	}
+	if !r.ID.IsZero() && r.FirstLease == broker.LeaseID(r.ID) {
+		known |= opensItsLease
+	}
+	return known
+}
+
+func (f following) restore(r *broker.Request) {
+	if f&approvedAtOnce != 0 {
+		r.Approved = r.Created
+	}
+	if f&endsByDuration != 0 {
+		r.CollectUntil = r.Approved.Add(r.Duration)
+	}
+	if f&opensItsLease != 0 {
+		r.FirstLease = broker.LeaseID(r.ID)
+	}
 }
 
 // identityFields leaves the trust domain and the paths of a workload out: they follow
@@ -273,16 +326,29 @@ func approvalFields(a *broker.Approval, c *coder) {
 	c.fields(&a.Person, &a.Groups, &a.Digest, &a.Approve, &a.Comment, &a.Scopes, &a.TTL, &a.Duration, &a.At, &a.Salt, &a.Signed, &a.Accounts)
 }
 
+// The broker's own tokens are of this type, and end in this way.
+const (
+	usualType       = "bearer"
+	usualRevocation = broker.RevokedAtExpiry
+)
+
 func leaseFields(l *broker.Lease, c *coder) {
 	attested := attestationText(l.Holder, l.Attested)
+	kind, revocation, usual := l.Type, l.Revocation, !c.reading && l.Type == usualType && l.Revocation == usualRevocation
+	if usual {
+		kind, revocation = "", ""
+	}
 	// Tag 14 was the replica that issued the lease.
 	c.fields(&l.Request, &l.Status, &l.Holder, &l.Entitlement, &l.Issuer, &l.Scopes, &l.Parameters,
-		&l.Opened, &l.Expires, &l.Confirm, &l.Type, (*string)(&l.Revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
+		&l.Opened, &l.Expires, &l.Confirm, &kind, (*string)(&revocation), &l.Handle, nil, &l.Deadline, &l.Replaces,
 		&l.Limits, &l.EndAsked, &l.EndHow, &l.Ended, &l.Attempts, &l.NextTry, &l.LastError, &l.Rotates, &l.Previous, &l.EndedBy, &l.Persists,
 		&l.Subject, &l.Actors, &l.Parent, &l.Exchanged, &l.KeyThumbprint,
 		&l.Listed.List, &l.Listed.Index, &l.Details, &attested,
-		&l.Calls.Made, &l.Calls.Refused, &l.Calls.Failed, &l.Calls.Sent, &l.Calls.Received, &l.Calls.Last)
+		&l.Calls.Made, &l.Calls.Refused, &l.Calls.Failed, &l.Calls.Sent, &l.Calls.Received, &l.Calls.Last, &usual)
 	if c.reading {
+		if l.Type, l.Revocation = kind, revocation; usual {
+			l.Type, l.Revocation = usualType, usualRevocation
+		}
 		l.Attested = attestationOf(l.Holder, attested)
 	}
 	c.records(&l.Records)

@@ -28,15 +28,6 @@ func (o origin) authority() string {
 	return host + ":" + strconv.Itoa(int(o.port))
 }
 
-// address returns the host and the port for a dialer.
-func (o origin) address() string {
-	host := o.host
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	return host + ":" + strconv.Itoa(int(o.port))
-}
-
 func defaultPort(scheme string) uint16 {
 	if scheme == "http" {
 		return 80

@@ -88,8 +88,7 @@ func TestCallAPIHeadersOfAnAttacker(t *testing.T) {
 // A redirect is a result. It is not followed, and the next call is judged by itself.
 func TestCallAPIFollowsNoRedirect(t *testing.T) {
 	elsewhere := 0
-	var u *upstream
-	u = newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+	u := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/admin" || r.Host == "evil.test" {
 			elsewhere++
 		}

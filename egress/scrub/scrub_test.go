@@ -13,7 +13,6 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
-	"unicode/utf16"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/egress/egresstest"
@@ -23,24 +22,6 @@ const (
 	token    = "ghp_J4x/Qz7+Tm2&Wn9\"Kd=Lf"
 	password = "correct horse%41 batt\\ery"
 )
-
-// chars returns the characters that a format escapes: bytes, or those of Unicode.
-func chars(text, format string) []rune {
-	var list []rune
-	switch {
-	case strings.HasPrefix(format, "&"), strings.HasPrefix(format, `\u{`):
-		return []rune(text)
-	case strings.HasPrefix(format, "%%u"), strings.HasPrefix(format, `\u`):
-		for _, c := range utf16.Encode([]rune(text)) {
-			list = append(list, rune(c))
-		}
-		return list
-	}
-	for i := range len(text) {
-		list = append(list, rune(text[i]))
-	}
-	return list
-}
 
 func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 

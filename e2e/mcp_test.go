@@ -147,6 +147,14 @@ func TestMCPClients(t *testing.T) {
 			t.Errorf("got %q, %v", out, err)
 		}
 	})
+	t.Run("calls of docs/agents.md", func(t *testing.T) {
+		program := []string{installed(t, "python3"), filepath.Join("..", "docs", "examples", "call_api.py")}
+		out, err := d.program(t, program, func() { d.decide(t, ben, "approve", "--yes") })
+		if err != nil || !strings.Contains(out, "The till is stuck again") || !strings.Contains(out, "Bearer ****") || !strings.Contains(out, "pending: The call was not made") ||
+			!strings.Contains(out, `"status":"escalated"`) || strings.Contains(out, "eyJ") {
+			t.Errorf("got %q, %v", out, err)
+		}
+	})
 	t.Run("client of the Go SDK", func(t *testing.T) {
 		testGoClient(t, d, ben, &mcp.CommandTransport{Command: d.command(t.Context(), t.TempDir(), "broker", "mcp")})
 	})

@@ -105,7 +105,7 @@ func listAccess(ctx context.Context, c *call, in listArguments) (*Listing, error
 	if err != nil {
 		return nil, err
 	}
-	out := &Listing{Caller: c.who.ID, Entitlements: []Entitlement{}}
+	out, calls := &Listing{Caller: c.who.ID, Entitlements: []Entitlement{}}, false
 	slices.SortFunc(offers, func(a, b api.Offer) int { return cmp.Compare(a.Entitlement, b.Entitlement) })
 	for _, o := range offers {
 		switch {
@@ -113,10 +113,18 @@ func listAccess(ctx context.Context, c *call, in listArguments) (*Listing, error
 		case len(out.Entitlements) == maxListed:
 			out.More++
 		default:
-			out.Entitlements = append(out.Entitlements, entitlementOf(o))
+			e := entitlementOf(o)
+			if c.s.calls != nil {
+				e.Calls = callRules(o.Egress)
+				calls = calls || len(e.Calls) > 0
+			}
+			out.Entitlements = append(out.Entitlements, e)
 		}
 	}
 	out.Summary, out.Next = out.summarize(in)
+	if calls {
+		out.Next += " To call an API of one, call call_api at once: it requests what it needs."
+	}
 	return out, nil
 }
 
@@ -181,7 +189,6 @@ func entitlementOf(o api.Offer) Entitlement {
 		e.Parameters[name] = Parameter{Required: p.Required, Pattern: p.Pattern, MaxLength: p.MaxLength, Quotes: quote(nil, "operator", p.Description)}
 	}
 	e.DetailTypes = detailTypes(o.DetailTypes)
-	e.Calls = callRules(o.Egress)
 	return e
 }
 

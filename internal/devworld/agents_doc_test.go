@@ -266,7 +266,7 @@ func TestAgentsPageShowsThePrograms(t *testing.T) {
 	if err != nil || len(programs) != 2 {
 		t.Fatalf("got programs %q, %v", programs, err)
 	}
-	programs = append(programs, "../../docs/examples/mcp_agent.py")
+	programs = append(programs, "../../docs/examples/mcp_agent.py", "../../docs/examples/call_api.py")
 	for _, path := range programs {
 		text, err := os.ReadFile(path)
 		if err != nil {

@@ -47,3 +47,25 @@ func TestReporterReportsEachLease(t *testing.T) {
 		t.Errorf("reported twice: %+v", got)
 	}
 }
+
+func TestReporterAnnouncesBeforeTheCall(t *testing.T) {
+	answer, got := http.StatusOK, api.CallReport{}
+	broker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v1/leases/lse_a/calls" || json.NewDecoder(r.Body).Decode(&got) != nil {
+			t.Errorf("got %s, %+v", r.URL, got)
+		}
+		w.WriteHeader(answer)
+		_, _ = w.Write([]byte(`{"recorded": true}`))
+	}))
+	r := &Reporter{Calls: api.Calls{Client: &api.Client{BaseURL: broker.URL}}}
+	call := Call{Method: "GET", Scheme: "https", Host: "api.acme.test:8443", Path: "/v1/a%20b"}
+	if err := r.Announce(t.Context(), "lse_a", call); err != nil || got.Call == nil || *got.Call != (api.Call{Method: "GET", URL: "https://api.acme.test:8443/v1/a%20b"}) {
+		t.Errorf("got %+v, %v", got.Call, err)
+	}
+	if answer = http.StatusForbidden; r.Announce(t.Context(), "lse_a", call) == nil {
+		t.Error("a refused announcement is no error")
+	}
+	if broker.Close(); r.Announce(t.Context(), "lse_a", call) == nil {
+		t.Error("an announcement without a broker is no error")
+	}
+}

@@ -19,8 +19,7 @@ type secrets struct {
 	current *scrub.Scrubber
 }
 
-// keepSecret is how long a secret is remembered after its expiry. A renewed credential
-// that never expires is remembered while it is used.
+// keepSecret is how long a secret is remembered after its expiry, and after its last use.
 const keepSecret = 10 * time.Minute
 
 // scrubber returns a scrubber of all secrets, including those of the credentials and the
@@ -30,22 +29,25 @@ func (s *secrets) scrubber(held []*api.Credential, c *api.Credential, further []
 	defer s.mu.Unlock()
 	now := time.Now()
 	isNew := s.current == nil
-	note := func(secret string, until time.Time) {
+	note := func(secret string, expires time.Time) {
 		if _, known := s.live[secret]; !known {
 			isNew = true
 		}
-		s.live[secret] = until
+		if expires.Before(now) { // a credential in use, whatever its expiry
+			expires = now
+		}
+		s.live[secret] = expires.Add(keepSecret)
 	}
 	if s.live == nil {
 		s.live = map[string]time.Time{}
 	}
 	for _, c := range append(held, c) {
 		for _, secret := range scrub.Secrets(c) {
-			note(secret, c.ExpiresAt.Add(keepSecret))
+			note(secret, c.ExpiresAt)
 		}
 	}
 	for _, secret := range further {
-		note(secret, c.ExpiresAt.Add(keepSecret))
+		note(secret, c.ExpiresAt)
 	}
 	if isNew {
 		maps.DeleteFunc(s.live, func(_ string, until time.Time) bool { return now.After(until) })

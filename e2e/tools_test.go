@@ -20,6 +20,9 @@ func TestMain(m *testing.M) {
 	if audience := os.Getenv(workloadEnv); audience != "" {
 		os.Exit(workloadMain(audience))
 	}
+	if plan := os.Getenv(leakEnv); plan != "" {
+		os.Exit(leakMain(plan))
+	}
 	code := endSuite(m.Run())
 	if product.path != "" {
 		_ = os.RemoveAll(filepath.Dir(product.path))

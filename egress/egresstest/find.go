@@ -44,15 +44,19 @@ func NewFinder(secrets ...string) *Finder {
 }
 
 // Find returns the secret of which a text has a part, in any form, or "".
-func (f *Finder) Find(text []byte) (secret string) { return f.find(text, depth) }
+func (f *Finder) Find(text []byte) (secret string) { return f.find(text, depth, map[string]bool{}) }
 
-func (f *Finder) find(text []byte, depth int) string {
-	if secret := f.raw(text); secret != "" || depth == 0 {
+func (f *Finder) find(text []byte, depth int, seen map[string]bool) string {
+	if seen[string(text)] {
+		return ""
+	}
+	seen[string(text)] = true
+	if secret := f.Raw(text); secret != "" || depth == 0 {
 		return secret
 	}
 	for _, view := range views(text) {
-		if len(view) >= window && !bytes.Equal(view, text) {
-			if secret := f.find(view, depth-1); secret != "" {
+		if len(view) >= window {
+			if secret := f.find(view, depth-1, seen); secret != "" {
 				return secret
 			}
 		}
@@ -60,8 +64,8 @@ func (f *Finder) find(text []byte, depth int) string {
 	return ""
 }
 
-// raw searches a text as it is, in either case.
-func (f *Finder) raw(text []byte) string {
+// Raw searches a text as it is, in either case.
+func (f *Finder) Raw(text []byte) string {
 	lower := bytes.ToLower(text)
 	for i := 0; i+window <= len(lower); i++ {
 		if f.first[uint16(lower[i])<<8|uint16(lower[i+1])] {
@@ -85,10 +89,18 @@ var (
 
 // views decodes a text in all ways.
 func views(text []byte) (list [][]byte) {
-	list = append(list, percents.ReplaceAllFunc(text, func(m []byte) []byte { return code(strings.TrimLeft(string(m), "%u"), 16, m[1] == 'u') }))
-	list = append(list, slashes.ReplaceAllFunc(text, unslash))
-	list = append(list, []byte(html.UnescapeString(string(text))))
-	list = append(list, bytes.ReplaceAll(text, []byte{0}, nil))
+	for introducer, decode := range map[byte]func([]byte) []byte{
+		'%': func(b []byte) []byte {
+			return percents.ReplaceAllFunc(b, func(m []byte) []byte { return code(strings.TrimLeft(string(m), "%u"), 16, m[1] == 'u') })
+		},
+		'\\': func(b []byte) []byte { return slashes.ReplaceAllFunc(b, unslash) },
+		'&':  func(b []byte) []byte { return []byte(html.UnescapeString(string(b))) },
+		0:    func(b []byte) []byte { return bytes.ReplaceAll(b, []byte{0}, nil) },
+	} {
+		if bytes.IndexByte(text, introducer) >= 0 {
+			list = append(list, decode(text))
+		}
+	}
 	joined := breaks.ReplaceAll(text, nil)
 	for _, run := range base64Run.FindAll(joined, -1) {
 		list = append(list, unbase64(run)...)

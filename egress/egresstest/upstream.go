@@ -49,11 +49,13 @@ func (u *Upstream) Secrets() []string {
 	return slices.Sorted(maps.Keys(u.secrets))
 }
 
-// Forget forgets the credentials of earlier calls.
-func (u *Upstream) Forget() {
+// Forget returns the credentials of all calls, and repeats none of them from now on.
+func (u *Upstream) Forget() []string {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	secrets := slices.Sorted(maps.Keys(u.secrets))
 	u.secrets = nil
+	return secrets
 }
 
 // Answers returns the number of drawn answers.

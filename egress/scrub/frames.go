@@ -37,7 +37,7 @@ const maxFrame = 32 << 10
 //
 // It returns nil after a close frame, and refuses extensions.
 func (s *Scrubber) Frames(dst io.Writer, src io.Reader) error {
-	f := &frames{s: s, in: bufio.NewReaderSize(src, maxFrame), dst: dst}
+	f := &frames{s: s, in: newFrameReader(src), dst: dst}
 	for {
 		closed, err := f.next()
 		if closed || err != nil {
@@ -45,6 +45,8 @@ func (s *Scrubber) Frames(dst io.Writer, src io.Reader) error {
 		}
 	}
 }
+
+func newFrameReader(src io.Reader) *bufio.Reader { return bufio.NewReaderSize(src, maxFrame) }
 
 // frames is the copy of one direction.
 type frames struct {
@@ -57,6 +59,7 @@ type frames struct {
 	held   []byte // of the message, not yet written
 	opcode byte   // of the next frame that is written of the message
 	open   bool   // a message has begun
+	cut    bool   // the message before ended within a secret
 }
 
 // A frame is the header of a frame.
@@ -79,7 +82,7 @@ func (f *frames) next() (closed bool, err error) {
 	}
 	if !f.open {
 		f.open, f.opcode = true, h.opcode
-		f.scan = scan{s: f.s, spans: f.scan.spans[:0], partial: true}
+		f.scan = scan{s: f.s, spans: f.scan.spans[:0], partial: f.cut}
 	}
 	return false, f.data(h)
 }
@@ -88,7 +91,7 @@ func (f *frames) next() (closed bool, err error) {
 func (f *frames) header() (h frame, err error) {
 	var b [8]byte
 	if _, err := io.ReadFull(f.in, b[:2]); err != nil {
-		return h, err
+		return h, err // io.EOF: between two frames
 	}
 	h = frame{final: b[0]&finalBit != 0, opcode: b[0] & opcodeBits, length: uint64(b[1] & lengthBits)}
 	switch {
@@ -165,6 +168,7 @@ func (f *frames) flush(last bool) error {
 	if ready == 0 && !last {
 		return nil
 	}
+	f.cut = last && f.scan.maskedTo(ready)
 	f.scan.advance(ready)
 	f.scan.hide(ready)
 	first := f.opcode

@@ -1,5 +1,7 @@
 package scrub
 
+import "slices"
+
 // A span is a part of a text.
 type span struct{ from, to int }
 
@@ -72,6 +74,11 @@ func (c *scan) mask(s span) {
 		}
 	}
 	c.spans = append(c.spans, s)
+}
+
+// maskedTo reports whether the bytes before a place are to be masked.
+func (c *scan) maskedTo(at int) bool {
+	return slices.ContainsFunc(c.spans, func(s span) bool { return s.to == at && s.from < at })
 }
 
 // hide masks the first n bytes of the text as the scan found, and keeps what is to be

@@ -94,10 +94,10 @@ func answer(w http.ResponseWriter, resp *http.Response) {
 		panic(http.ErrAbortHandler)
 	}
 	for name, values := range resp.Trailer {
-		if resp.ContentLength >= 0 {
-			break
+		// HTTP/2 of net/http would never end an answer whose announced trailer is empty.
+		if resp.ContentLength < 0 && len(values) > 0 {
+			header[http.TrailerPrefix+name] = values
 		}
-		header[http.TrailerPrefix+name] = values
 	}
 }
 

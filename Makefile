@@ -65,7 +65,9 @@ lint: ## run gofmt, vet, staticcheck; govulncheck where its database can be reac
 
 bench: ## measure speed; it is reported and never asserted
 	RECORDS=1000000 $(GO) test -run '^$$' -bench . -benchmem ./policy ./attest ./issuers/token ./audit/... ./store ./broker ./verify ./egress
-	$(GO) test -run '^$$' -bench . -benchtime 5000x ./egress/forward
+	$(GO) test -run '^$$' -bench AddedLatency -benchtime 5000x ./egress/forward
+	$(GO) test -run '^$$' -bench ProxyBodies -benchtime 160x -timeout 30m ./egress/forward
+	$(GO) test -run '^$$' -bench . ./egress/scrub
 	$(GO) test -run '^$$' -bench . -benchtime 1x ./server ./broker/campaign
 	$(GO) test -run '^$$' -bench . -skip Waiting -benchtime 20000x ./internal/brokertest
 	$(GO) test -run '^$$' -bench Waiting -benchtime 1x ./internal/brokertest
@@ -93,7 +95,7 @@ SOAK       ?= 30m
 CRASH_LOOP ?= 5m
 soak: ## repeat the tests that draw at random, shuffled, with the race detector, for SOAK (30m)
 	@timeout $(SOAK) sh -c 'n=0; while $(GO) test $(RACE) -shuffle=on -count=1 ./broker/... ./store/... ./audit/... ./policy/... ./issuers/... && \
-		(cd e2e && CRASH_LOOP=$(CRASH_LOOP) $(GO) test -count=1 -timeout 0 -run "^TestCrashLoop\$$" .); do \
+		(cd e2e && CRASH_LOOP=$(CRASH_LOOP) LEAK_SECRETS=1000 LEAK_CALLS=100000 $(GO) test -count=1 -timeout 0 -run "^(TestCrashLoop|TestLeakHunt)\$$" .); do \
 		n=$$((n+1)); echo "soak: run $$n passed"; done; exit 1'; \
 	status=$$?; if [ $$status -eq 124 ]; then echo "soak: $(SOAK) without a failure"; else exit $$status; fi
 

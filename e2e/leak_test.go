@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,7 +40,7 @@ type leakHunt struct {
 	up      *egresstest.Upstream
 	host    string // of the host, with the port
 	caFile  string
-	metrics string // what the proxies reported
+	metrics string // the address of the broker's metrics
 
 	mu      sync.Mutex
 	sent    [][]byte // a sample of what the host sent
@@ -109,6 +110,8 @@ func startLeakHunt(t *testing.T) *leakHunt {
 	}
 	edited := strings.Replace(string(text), "\nentitlements:\n", "\nentitlements:"+entitlements.String()+"\n", 1)
 	verbose := strings.Replace(edited, "level: warn", "level: debug", 1)
+	h.metrics = fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	verbose = regexp.MustCompile(`(?m)^  metrics: .*$`).ReplaceAllString(verbose, "  metrics: "+h.metrics)
 	if err := errors.Join(os.WriteFile(file, []byte(verbose), 0o600), os.WriteFile(filepath.Join(h.dir, "policies", "hostile.cedar"), []byte(leakPolicy), 0o600)); err != nil || edited == string(text) || verbose == edited {
 		t.Fatal("the operator's file has no entitlements or no log level", err)
 	}
@@ -281,7 +284,7 @@ func (h *leakHunt) searchMetrics(find *egresstest.Finder, url string) {
 func (h *leakHunt) searchAll(answers, calls int) {
 	h.t.Helper()
 	find := egresstest.NewFinder(h.secrets...)
-	h.searchMetrics(find, "http://"+h.metricsAddress())
+	h.searchMetrics(find, "http://"+h.metrics+"/metrics")
 	h.search(find, "the log of the broker", []byte(h.process.out.String()))
 	files := 0
 	err := filepath.WalkDir(h.dir, func(path string, d fs.DirEntry, err error) error {
@@ -308,22 +311,6 @@ func (h *leakHunt) searchAll(answers, calls int) {
 	if answers != calls {
 		h.t.Errorf("got %d answers to %d calls", answers, calls)
 	}
-}
-
-// metricsAddress returns the address of the broker's metrics.
-func (h *leakHunt) metricsAddress() string {
-	h.t.Helper()
-	text, err := os.ReadFile(filepath.Join(h.dir, "broker.yaml"))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if address, ok := strings.CutPrefix(strings.TrimSpace(line), "metrics: "); ok {
-			return address + "/metrics"
-		}
-	}
-	h.t.Fatal("the operator's file has no metrics")
-	return ""
 }
 
 // callAPI makes calls as a model does, and returns their number.

@@ -53,5 +53,12 @@ func (s *secrets) scrubber(held []*api.Credential, c *api.Credential, further []
 		maps.DeleteFunc(s.live, func(_ string, until time.Time) bool { return now.After(until) })
 		s.current = scrub.New(slices.Sorted(maps.Keys(s.live))...)
 	}
+	return scrub.Following(s.newest)
+}
+
+// newest returns the scrubber of all secrets so far.
+func (s *secrets) newest() *scrub.Scrubber {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.current
 }

@@ -82,7 +82,7 @@ func (f *frames) next() (closed bool, err error) {
 	}
 	if !f.open {
 		f.open, f.opcode = true, h.opcode
-		f.scan = scan{s: f.s, spans: f.scan.spans[:0], partial: f.cut}
+		f.scan = scan{spans: f.scan.spans[:0], partial: f.cut}
 	}
 	return false, f.data(h)
 }
@@ -163,7 +163,7 @@ func (f *frames) data(h frame) error {
 
 // flush writes the part of the message that begins no secret, as one frame.
 func (f *frames) flush(last bool) error {
-	f.scan.last = last
+	f.scan.s, f.scan.last = f.s.now(), last
 	ready := f.scan.run(f.held)
 	if ready == 0 && !last {
 		return nil

@@ -25,16 +25,17 @@ var chunks = sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
 // to the first byte that may begin a secret. If src ends within a secret, its start is
 // masked if it has at least [MinLength] bytes.
 func (s *Scrubber) Reader(src io.ReadCloser) io.ReadCloser {
-	if !s.scrubs() {
+	if s.newest == nil && !s.scrubs() {
 		return src
 	}
-	return &reader{src: src, scan: scan{s: s}}
+	return &reader{src: src, s: s}
 }
 
 // A reader has three parts of text in its buffer: buf[at:ready] is clean, and
 // buf[ready:end] waits for what follows.
 type reader struct {
 	src            io.ReadCloser
+	s              *Scrubber
 	scan           scan
 	buf            []byte
 	at, ready, end int
@@ -110,7 +111,7 @@ func (r *reader) fill() {
 		r.idle = 0
 	}
 	r.err = err
-	r.scan.last = err != nil
+	r.scan.s, r.scan.last = r.s.now(), err != nil
 	r.ready = r.scan.run(r.buf[:r.end])
 	r.scan.advance(r.ready)
 	r.scan.hide(r.ready)

@@ -26,6 +26,9 @@ type scan struct {
 func (c *scan) run(b []byte) int {
 	c.text.b = b
 	c.hold = len(b)
+	if !c.s.scrubs() {
+		return c.hold
+	}
 	c.search()
 	if c.partial && len(b) > 0 {
 		c.rest()

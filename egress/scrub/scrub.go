@@ -15,6 +15,7 @@ type Scrubber struct {
 	secrets []string
 	needles []needle
 	index   *index // nil without needles
+	newest  func() *Scrubber
 }
 
 // New returns a Scrubber for secrets. It ignores secrets that are too short.
@@ -38,7 +39,20 @@ func Of(credentials ...*api.Credential) *Scrubber {
 
 // With returns a Scrubber for more secrets, such as the header that a call carries.
 func (s *Scrubber) With(secrets ...string) *Scrubber {
-	return New(slices.Concat(s.secrets, secrets)...)
+	return New(slices.Concat(s.now().secrets, secrets)...)
+}
+
+// Following returns a Scrubber that removes the secrets of the newest one, also from
+// answers that it has begun to read. A host can repeat a credential that is younger than
+// the call that it answers.
+func Following(newest func() *Scrubber) *Scrubber { return &Scrubber{newest: newest} }
+
+// now returns the Scrubber that is in force.
+func (s *Scrubber) now() *Scrubber {
+	if s.newest != nil {
+		return s.newest()
+	}
+	return s
 }
 
 // Format prints that there are secrets, whatever the verb.
@@ -68,7 +82,7 @@ func Secrets(c *api.Credential) (list []string) {
 
 // String returns a text without the secrets.
 func (s *Scrubber) String(in string) string {
-	if !s.scrubs() || len(in) < MinLength {
+	if s = s.now(); !s.scrubs() || len(in) < MinLength {
 		return in
 	}
 	c := scan{s: s, last: true}

@@ -185,6 +185,26 @@ func TestSecretsOfCredential(t *testing.T) {
 	}
 }
 
+// A stream is searched for the secrets that are known when its bytes arrive.
+func TestFollowing(t *testing.T) {
+	current := New()
+	s := Following(func() *Scrubber { return current })
+	in := pieces{token + "\n", token + "\n"}
+	r := s.Reader(io.NopCloser(&in))
+	var got []string
+	for buf := make([]byte, 1000); ; {
+		n, err := r.Read(buf)
+		if err == io.EOF {
+			break
+		}
+		got = append(got, string(buf[:n]))
+		current = current.With(token)
+	}
+	if len(got) != 2 || got[0] != token+"\n" || got[1] != strings.Repeat("*", len(token))+"\n" || s.String(token) == token {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestManySecrets(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

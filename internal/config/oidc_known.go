@@ -67,22 +67,26 @@ var platforms = map[string]platform{
 	"https://oidc.vercel.com":                     {name: "Vercel", tenants: []string{"sub", "owner", "owner_id", "project_id"}},
 }
 
-// platformOf returns the platform of an issuer; nil: it is not known, and may be one of the
-// operator's own, such as a cluster.
+// platformOf returns the platform of an issuer, by its URL or by the claims that rules name;
+// nil: it is not known, and may be one of the operator's own, such as a cluster.
 func platformOf(issuer string, rules []mappingRuleFile) *platform {
 	if p, known := platforms[issuer]; known {
 		return &p
 	}
-	requires := func(names ...string) bool {
+	named := func(names ...string) bool {
 		return slices.ContainsFunc(rules, func(r mappingRuleFile) bool {
-			return slices.ContainsFunc(names, func(name string) bool { _, ok := r.Claims[name]; return ok })
+			return slices.ContainsFunc(names, func(name string) bool {
+				_, ok := r.Claims[name]
+				return ok || strings.Contains(r.SPIFFEID, "${"+name+"}")
+			})
 		})
 	}
 	microsoft := strings.HasPrefix(issuer, "https://sts.windows.net/") || strings.HasPrefix(issuer, "https://login.microsoftonline.com/")
 	switch {
-	case strings.HasPrefix(issuer, "https://token.actions."), strings.HasSuffix(issuer, "/_services/token"), requires("job_workflow_ref", "repository_owner_id"):
+	case strings.HasPrefix(issuer, "https://token.actions."), strings.HasSuffix(issuer, "/_services/token"), named("job_workflow_ref", "workflow_ref", "repository_id", "repository_owner", "repository_owner_id", "event_name"):
 		return &gitHub // of an enterprise, on ghe.com, or a GitHub Enterprise Server
-	case requires("project_path", "namespace_path", "pipeline_source"):
+	case named("project_path", "namespace_path", "namespace_id", "pipeline_source", "user_access_level", "ci_config_ref_uri"),
+		named("project_id") && named("ref", "ref_path", "ref_protected", "ref_type", "environment", "environment_protected"):
 		return &gitLab // managed by the operator
 	case microsoft:
 		return &platform{name: "Microsoft Entra ID", tenants: []string{"sub", "oid", "azp", "appid", "xms_mirid"}}

@@ -119,7 +119,13 @@ func TestPullRequestsNeedARule(t *testing.T) {
 			}
 		}
 	}
-	c, err := understandWorkloads(t, `    gitlab: {issuer: "https://gitlab.com", trust_domain: ci.acme.test, rules: [{claims: {project_id: "22", ref_protected: "true"}, spiffe_id: "spiffe://ci.acme.test/x"}]}
+	for _, issuer := range []string{"https://gitlab.com", "https://gitlab.acme.test"} {
+		testMergeRequests(t, issuer)
+	}
+}
+
+func testMergeRequests(t *testing.T, issuer string) {
+	c, err := understandWorkloads(t, `    gitlab: {issuer: "`+issuer+`", trust_domain: ci.acme.test, rules: [{claims: {project_id: "22", ref_protected: "true"}, spiffe_id: "spiffe://ci.acme.test/x"}]}
 `)
 	if err != nil {
 		t.Fatal(err)

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// minMask is the length in bytes of the shortest text that is masked. A log in which each
-// "a" is masked says nothing.
+// minMask is the length in bytes of the shortest text that is masked. No one can read
+// a log in which each "a" is masked.
 const minMask = 4
 
 // MaskCommands writes the workflow commands by which GitHub's runner removes secrets from

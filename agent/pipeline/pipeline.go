@@ -109,7 +109,7 @@ const (
 )
 
 // Describe describes the job in one line, for approvers and the log. Names of branches,
-// jobs and people come from outside: whoever opens a pull request chooses them. They are
+// jobs and people come from outside: the author of a pull request chooses them. They are
 // cut, and characters that a reader would not see become "?".
 //
 // The text is the same when the job runs again within its pipeline run, so that a request

@@ -62,7 +62,7 @@ the first process of a step: write "run: exec broker ci …".
 
 `
 
-// A ciFlags are the flags of "broker ci" besides those of a request.
+// A ciFlags are the flags of "broker ci" in addition to those of a request.
 type ciFlags struct {
 	askFlags
 	how                  handover
@@ -114,7 +114,7 @@ type ciJob struct {
 	link     string // of the pages; empty: none
 	grants   []*ciGrant
 	outputs  []*masked
-	back     sync.Once // gives everything back
+	back     sync.Once // of giveBack
 }
 
 // A ciGrant is an entitlement of a job.

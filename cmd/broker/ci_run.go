@@ -216,7 +216,7 @@ func (j *ciJob) giveBackOne(ctx context.Context, g *ciGrant) {
 	}
 }
 
-// afterReturn describes what is left of a credential that was returned.
+// afterReturn describes how long a returned credential may still work.
 func afterReturn(l *api.Lease) string {
 	until := l.ExpiresAt
 	if l.WorksUntil.After(until) {

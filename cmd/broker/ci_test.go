@@ -155,7 +155,7 @@ func TestCIOnGitHub(t *testing.T) {
 	w.wantReturned(1)
 }
 
-// Whoever names a branch does not control the terminal or the log of an approver.
+// The author of a branch does not control the terminal or the log of an approver.
 func TestCITamesTheJob(t *testing.T) {
 	w := newCIWorld(t)
 	w.onGitHub()

@@ -241,7 +241,7 @@ func testInspector(t *testing.T, d *devBroker, n *nodeClient, ben string) {
 	for _, era := range []string{"legacy", "modern"} {
 		// --strict also rejects schemas that some clients don't understand.
 		list := printed(t, inspect("--protocol-era", era, "--method", "tools/list", "--strict"))
-		if strings.Count(string(list), `"outputSchema"`) != 4 {
+		if strings.Count(string(list), `"outputSchema"`) != 5 {
 			t.Errorf("%s: got %s", era, list)
 		}
 	}

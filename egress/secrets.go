@@ -19,8 +19,9 @@ type secrets struct {
 	current *scrub.Scrubber
 }
 
-// keepSecret is how long a secret is remembered after its expiry, and after its last use.
-const keepSecret = 10 * time.Minute
+// keepSecret is how long a secret is remembered after its expiry, and after its last use:
+// clocks of hosts differ. Each secret takes about 40 KB while it is remembered.
+const keepSecret = 2 * time.Minute
 
 // scrubber returns a scrubber of all secrets, including those of the credentials and the
 // further ones, which a credential of an entitlement makes.

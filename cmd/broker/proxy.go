@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -133,6 +134,9 @@ func (f *proxyFlags) check(c *cobra.Command, args []string) error {
 	return nil
 }
 
+// proxyGCPercent bounds the garbage of a proxy to a fifth of what is in use.
+const proxyGCPercent = 20
+
 func (a *app) proxy(ctx context.Context, f *proxyFlags, command []string) error {
 	program := ""
 	if len(command) > 0 {
@@ -144,6 +148,9 @@ func (a *app) proxy(ctx context.Context, f *proxyFlags, command []string) error 
 	}
 	if f.connect != "" {
 		return a.connectProxy(ctx, f, program, command)
+	}
+	if a.getenv("GOGC") == "" { // a proxy runs beside every agent: memory counts more than time
+		debug.SetGCPercent(proxyGCPercent)
 	}
 	// Once the command runs, a signal is the command's, as for exec.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))

@@ -265,7 +265,7 @@ func (p *proxy) runCommand(ctx context.Context, program string, command []string
 		return errors.Join(err, l.Close())
 	}
 	defer folder.remove()
-	env := childEnvironment{address: l.Addr().String(), token: p.token, trust: folder, injected: p.injections(), placeholders: p.flags.placeholders}
+	env := childEnvironment{address: l.Addr().String(), token: p.token, trust: folder, injected: p.injections(), placeholders: p.flags.placeholders, identity: p.identityVariable()}
 	return p.serve(ctx, l, func(ctx context.Context) error {
 		p.shown.start(p.source.Policy())
 		go folder.renew(ctx, p.flags.lifetime, func() ([]byte, error) {

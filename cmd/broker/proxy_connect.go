@@ -45,7 +45,7 @@ func (a *app) connectProxy(ctx context.Context, f *proxyFlags, program string, c
 	go folder.renew(work, 2*time.Hour, func() ([]byte, error) { return fetchAuthority(work, dial) })
 	// The rules are those of another process: any credential in the environment could be
 	// of a form that they add.
-	env := childEnvironment{address: l.Addr().String(), token: token, trust: folder, injected: allInjections, placeholders: f.placeholders}
+	env := childEnvironment{address: l.Addr().String(), token: token, trust: folder, injected: allInjections, placeholders: f.placeholders, identity: a.identityVariable()}
 	err = a.relayed(program, command, env.of(os.Environ()), context.AfterFunc(ctx, cancel))
 	_ = l.Close()
 	return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
@@ -65,6 +66,7 @@ type childEnvironment struct {
 	trust        *trustFolder
 	injected     []string // forms of injection in the rules
 	placeholders []string
+	identity     string // a variable with a token of the caller; empty: none
 }
 
 // placeholder is in the place of credentials that tools demand before they call.
@@ -103,7 +105,7 @@ var tokens = []string{
 
 // of returns the environment of the command, from the environment of this process.
 func (e childEnvironment) of(inherited []string) []string {
-	env := handoff.Environment{Remove: slices.Concat(identities, tokens)}
+	env := handoff.Environment{Remove: slices.Concat(identities, tokens, []string{e.identity})}
 	set := func(value string, names ...string) {
 		for _, name := range names {
 			env.Set = append(env.Set, [2]string{name, value})
@@ -123,6 +125,12 @@ func (e childEnvironment) of(inherited []string) []string {
 	set(placeholder, e.placeholders...)
 	gitSettings(&env, inherited, [2]string{"http.proxy", proxy}, [2]string{"http.proxyAuthMethod", "basic"})
 	return env.Of(inherited)
+}
+
+// identityVariable returns the variable of --token-from, in which the caller's own token is.
+func (a *app) identityVariable() string {
+	name, _ := strings.CutPrefix(cmp.Or(a.client.tokenFrom, a.getenv("BROKER_TOKEN_FROM")), fromVariable)
+	return name
 }
 
 // gitSettings adds settings of git, which take precedence over those of the user's files,

@@ -9,11 +9,11 @@ import (
 // The command finds the proxy and its authority, and no way around them, no identity and
 // no credential.
 func TestProxyEnvironment(t *testing.T) {
-	e := childEnvironment{address: "127.0.0.1:4711", token: "T0KEN", trust: &trustFolder{"/tmp/x", "/tmp/x/ca.pem"}, injected: []string{"bearer", "aws-sigv4"}, placeholders: []string{"GH_TOKEN"}}
+	e := childEnvironment{address: "127.0.0.1:4711", token: "T0KEN", trust: &trustFolder{"/tmp/x", "/tmp/x/ca.pem"}, injected: []string{"bearer", "aws-sigv4"}, placeholders: []string{"GH_TOKEN"}, identity: "CI_ID_TOKEN"}
 	inherited := []string{
 		"PATH=/bin", "NO_PROXY=*", "no_proxy=api.acme.test", "HTTPS_PROXY=http://evil.test", "SSL_CERT_FILE=/etc/all.pem", "BROKER_URL=https://b", "BROKER_TOKEN_FILE=/t",
 		"SPIFFE_ENDPOINT_SOCKET=unix:///s", "GITHUB_TOKEN=real", "GH_TOKEN=real", "AWS_SECRET_ACCESS_KEY=real", "AWS_PROFILE=real", "AWS_REGION=eu-central-1",
-		"ACTIONS_ID_TOKEN_REQUEST_TOKEN=real", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=user.name", "GIT_CONFIG_VALUE_0=ana",
+		"ACTIONS_ID_TOKEN_REQUEST_TOKEN=real", "CI_ID_TOKEN=real", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=user.name", "GIT_CONFIG_VALUE_0=ana",
 	}
 	env := map[string]string{}
 	for _, kv := range e.of(inherited) {
@@ -34,7 +34,7 @@ func TestProxyEnvironment(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
-	for _, name := range []string{"BROKER_URL", "BROKER_TOKEN_FILE", "SPIFFE_ENDPOINT_SOCKET", "GITHUB_TOKEN", "AWS_PROFILE", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"} {
+	for _, name := range []string{"BROKER_URL", "BROKER_TOKEN_FILE", "SPIFFE_ENDPOINT_SOCKET", "GITHUB_TOKEN", "AWS_PROFILE", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "CI_ID_TOKEN"} {
 		if got, ok := env[name]; ok {
 			t.Errorf("%s is still %q", name, got)
 		}

@@ -57,7 +57,7 @@ type leakHunt struct {
 // LEAK_SECRETS and LEAK_CALLS set the size, and LEAK_SEED the seed.
 func TestLeakHunt(t *testing.T) {
 	t.Parallel()
-	secrets, calls := leakSize(t, "LEAK_SECRETS", 50), leakSize(t, "LEAK_CALLS", 3000)
+	secrets, calls := leakSize(t, "LEAK_SECRETS", 50), leakSize(t, "LEAK_CALLS", 1000)
 	seed := leakSize(t, "LEAK_SEED", rand.IntN(1<<40))
 	rounds := max(secrets/leakRound, 1)
 	t.Logf("LEAK_SECRETS=%d LEAK_CALLS=%d LEAK_SEED=%d", secrets, calls, seed)
@@ -123,7 +123,7 @@ func startLeakHunt(t *testing.T) *leakHunt {
 func (h *leakHunt) sample(text []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.sent) < 5000 {
+	if len(h.sent) < 500 {
 		h.sent = append(h.sent, text)
 	}
 }
@@ -179,10 +179,14 @@ func (h *leakHunt) await(file string, ended chan error, out *output) {
 // search fails the test if a text has a part of a credential.
 func (h *leakHunt) search(find *egresstest.Finder, where string, text []byte) {
 	h.t.Helper()
-	const size, overlap = 64 << 10, 4 << 10 // decoding a large text takes long
+	const size, overlap = 64 << 10, 4 << 10
+	look := find.Find
+	if len(text) > size {
+		look = find.Once // decoding a large text in all ways takes minutes
+	}
 	for at := 0; at < len(text); at += size {
 		part := text[at:min(at+size+overlap, len(text))]
-		if secret := find.Find(part); secret != "" {
+		if secret := look(part); secret != "" {
 			h.t.Errorf("%s: a credential that ends in %q is in %.2000q", where, secret[len(secret)-6:], part)
 			return
 		}

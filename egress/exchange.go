@@ -137,11 +137,15 @@ func (x *exchange) answer(resp *http.Response, sent http.Header, s *scrub.Scrubb
 		resp.Request, resp.TLS = x.r, nil
 		return resp, nil
 	}
+	if resp.StatusCode < http.StatusOK { // RFC 9110, section 15; servers can't pass it on
+		return withhold(refuse(CodeUnreachable, "call again later", "The answer of %s is not HTTP", x.target.Host))
+	}
 	limit := x.grant.limits.answer
 	if resp.ContentLength > limit && x.r.Method != http.MethodHead {
 		return withhold(refuse(CodeAnswerTooLarge, nextTooLarge, "The answer is longer than %d bytes", limit))
 	}
 	dropHeaders(resp.Header)
+	dropHeaders(resp.Trailer)
 	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: x.watch}
 	if err := s.Response(resp); err != nil {
 		return withhold(refuse(CodeUnreadable, "request the answer without an encoding", "The answer has an encoding that can't be searched for the credential"))
@@ -149,6 +153,7 @@ func (x *exchange) answer(resp *http.Response, sent http.Header, s *scrub.Scrubb
 	clean := resp.Body
 	masked := func() bool { return scrub.Masked(clean) }
 	resp.Body = &answerBody{entitlement: x.target.Entitlement, scrubbed: masked, body: clean, left: limit, limit: limit, done: func(received int64, err error) {
+		dropHeaders(resp.Trailer)
 		var r *Refusal
 		errors.As(err, &r)
 		x.finish(received, r)

@@ -69,6 +69,36 @@ func readRequest(conn net.Conn) string {
 	}
 }
 
+// net/http accepts a final answer whose status its own server can't pass on.
+func TestStatusesThatAreNotHTTP(t *testing.T) {
+	for _, status := range []string{"000", "007", "099"} {
+		w := newWorld(t, nil, nil)
+		url := w.onRaw(nil, func(conn net.Conn) {
+			_ = readRequest(conn)
+			fmt.Fprintf(conn, "HTTP/1.1 %s x\r\nContent-Length: 2\r\n\r\nhi", status)
+		})
+		if resp, _, err := w.call("GET", url, "", nil); codeOf(err) != egress.CodeUnreachable {
+			t.Errorf("%s: got %v, %v", status, resp, err)
+		}
+	}
+}
+
+// A trailer hands out no more than a header does.
+func TestTrailersHandOutNoCookie(t *testing.T) {
+	w := newWorld(t, nil, nil)
+	url := w.onRaw(nil, func(conn net.Conn) {
+		_ = readRequest(conn)
+		fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Set-Cookie, X-Sum\r\n\r\n2\r\nhi\r\n0\r\nSet-Cookie: session=other\r\nAlt-Svc: h3=evil\r\nX-Sum: 1\r\n\r\n")
+	})
+	resp, text, err := w.call("GET", url, "", nil)
+	if err != nil || text != "hi" {
+		t.Fatalf("got %q, %v", text, err)
+	}
+	if len(resp.Trailer) != 1 || resp.Trailer.Get("X-Sum") != "1" {
+		t.Errorf("got the trailer %v", resp.Trailer)
+	}
+}
+
 func TestRedirectsAreReturned(t *testing.T) {
 	reached := make(chan string, 10)
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { reached <- r.Header.Get("Authorization") }))

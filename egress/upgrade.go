@@ -57,12 +57,14 @@ func askUpgrade(out, callers http.Header) *Refusal {
 func (x *exchange) switched(resp *http.Response, sent http.Header, s *scrub.Scrubber) *Refusal {
 	host, ok := resp.Body.(io.ReadWriteCloser)
 	sum := sha1.Sum([]byte(sent.Get("Sec-Websocket-Key") + acceptGUID))
-	if !ok || !strings.EqualFold(resp.Header.Get("Upgrade"), "websocket") || resp.Header.Get("Sec-Websocket-Accept") != base64.StdEncoding.EncodeToString(sum[:]) ||
+	if !ok || !x.websocket || !strings.EqualFold(resp.Header.Get("Upgrade"), "websocket") || resp.Header.Get("Sec-Websocket-Accept") != base64.StdEncoding.EncodeToString(sum[:]) ||
 		len(resp.Header["Sec-Websocket-Extensions"]) > 0 || !offered(sent, resp.Header.Get("Sec-Websocket-Protocol")) {
 		return refuse(CodeUnreadable, "call another path", "The host changed the protocol to one that the call did not request")
 	}
 	dropHeaders(resp.Header)
 	s.Header(resp.Header)
+	// net/http no longer closes the connection with the context.
+	context.AfterFunc(x.watch.ctx, func() { _ = host.Close() })
 	frames, in := io.Pipe()
 	w := &socket{host: host, frames: frames, x: x}
 	w.left.Store(x.grant.limits.request)

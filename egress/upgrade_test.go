@@ -6,9 +6,11 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/egress"
@@ -121,6 +123,46 @@ func TestRoundTripDoesNotUpgrade(t *testing.T) {
 	w := newWorld(t, echoSocket(nil), websockets)
 	if resp, _, err := w.call("GET", w.host.URL+"/v1/ws", "", http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Key": {wsKey}, "Sec-Websocket-Version": {"13"}}); err == nil && resp.StatusCode == http.StatusSwitchingProtocols {
 		t.Errorf("got %v", resp)
+	}
+}
+
+// A host can't turn a call into a WebSocket, not even with the accept of no key.
+func TestHostDoesNotUpgrade(t *testing.T) {
+	w := newWorld(t, nil, nil)
+	sum := sha1.Sum([]byte("258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	url := w.onRaw(websockets, func(conn net.Conn) {
+		_ = readRequest(conn)
+		fmt.Fprintf(conn, "HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %s\r\n\r\n\x81\x02hi\x88\x00", base64.StdEncoding.EncodeToString(sum[:]))
+	})
+	if resp, _, err := w.call("GET", url, "", nil); codeOf(err) != egress.CodeUnreadable {
+		t.Errorf("got %v, %v", resp, err)
+	}
+}
+
+// The host of a WebSocket that sends nothing, or never ends, meets the bounds on time.
+func TestWebSocketsEndInTime(t *testing.T) {
+	for name, edit := range map[string]func(*api.Egress){
+		"a silent host":   func(e *api.Egress) { e.IdleTimeout = api.Duration(200 * time.Millisecond) },
+		"an endless host": func(e *api.Egress) { e.Timeout = api.Duration(200 * time.Millisecond) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, echoSocket(nil), func(e *api.Egress) { websockets(e); edit(e) })
+			resp, err := w.upgrade(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() { _, err := io.ReadAll(resp.Body); ended <- err }()
+			select {
+			case err := <-ended:
+				if codeOf(err) != egress.CodeTimeout {
+					t.Errorf("got %v, want a timeout", err)
+				}
+			case <-time.After(30 * time.Second):
+				t.Error("the WebSocket did not end")
+			}
+			_ = resp.Body.Close()
+		})
 	}
 }
 

@@ -3,7 +3,6 @@ package pipeline
 import (
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/url"
 	"slices"
@@ -14,16 +13,37 @@ import (
 // a log in which each "a" is masked.
 const minMask = 4
 
+// maxWrite is how many bytes reach a pipe in one piece, whoever else writes to it (PIPE_BUF
+// on Linux).
+const maxWrite = 4096
+
 // MaskCommands writes the workflow commands by which GitHub's runner removes secrets from
 // the log of the job ("Workflow commands", "Masking a value in a log"). A mask covers one
 // line, so each line of a secret gets its own. Derived forms, in which programs often
 // print a secret, get masks too.
+//
+// The runner recognizes a command only at the beginning of a line, and prints any other line.
+// Programs that write to the same log leave lines unfinished, such as those of a progress
+// bar, so each write begins with a line break.
 func MaskCommands(w io.Writer, secrets ...string) error {
-	var text strings.Builder
+	var text []byte
 	for _, form := range forms(secrets) {
-		fmt.Fprintf(&text, "::add-mask::%s\n", escape.Replace(form))
+		line := "::add-mask::" + escape.Replace(form) + "\n"
+		if len(text) > 0 && len(text)+len(line) > maxWrite {
+			if _, err := w.Write(text); err != nil {
+				return err
+			}
+			text = nil
+		}
+		if len(text) == 0 {
+			text = append(text, '\n')
+		}
+		text = append(text, line...)
 	}
-	_, err := io.WriteString(w, text.String())
+	if len(text) == 0 {
+		return nil
+	}
+	_, err := w.Write(text)
 	return err
 }
 

@@ -84,9 +84,8 @@ func TestMaskCommands(t *testing.T) {
 	if err := pipeline.MaskCommands(&out, key, password, "abc", ""); err != nil {
 		t.Fatal(err)
 	}
-	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 	masked := map[string]bool{}
-	for _, line := range lines {
+	for _, line := range strings.FieldsFunc(out.String(), func(r rune) bool { return r == '\n' }) {
 		value, ok := strings.CutPrefix(line, "::add-mask::")
 		if !ok || len(value) < 4 || masked[value] {
 			t.Errorf("got the line %q", line)
@@ -114,9 +113,45 @@ func TestMaskCommandsHoldOneLine(t *testing.T) {
 	if err := pipeline.MaskCommands(&out, "secret\n::set-env name=PATH::/tmp\r::stop-commands::x"); err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(out.String()) {
+	for line := range strings.Lines(strings.TrimPrefix(out.String(), "\n")) {
 		if !strings.HasPrefix(line, "::add-mask::") {
 			t.Errorf("got the line %q", line)
 		}
+	}
+}
+
+// A logWriter is a log to which another program writes a part of a line before each write.
+type logWriter struct {
+	strings.Builder
+	longest int
+}
+
+func (l *logWriter) Write(p []byte) (int, error) {
+	l.longest = max(l.longest, len(p))
+	_, _ = l.WriteString("50%")
+	return l.Builder.Write(p)
+}
+
+// The runner prints a command that is not at the beginning of its line.
+func TestMaskCommandsBeginLines(t *testing.T) {
+	var out logWriter
+	secret := strings.Repeat("0123456789abcdef", 64)
+	if err := pipeline.MaskCommands(&out, secret, "another secret"); err != nil {
+		t.Fatal(err)
+	}
+	masks := 0
+	for line := range strings.Lines(out.String()) {
+		if strings.HasPrefix(line, "::add-mask::") {
+			masks++
+		} else if line != "50%\n" && line != "\n" {
+			t.Errorf("the runner prints %q", line)
+		}
+	}
+	if writes := strings.Count(out.String(), "50%"); masks < 4 || writes < 2 || out.longest > 4096 {
+		t.Errorf("got %d masks in %d writes of up to %d bytes", masks, writes, out.longest)
+	}
+	var none logWriter
+	if err := pipeline.MaskCommands(&none, "abc"); err != nil || none.Len() > 0 {
+		t.Errorf("got %q, %v for a secret without a mask", none.String(), err)
 	}
 }

@@ -43,7 +43,8 @@ The secrets of the credentials are masked in what the command prints, also in
 base64, hex, URL- and JSON-escaped form, unless it prints to a terminal or
 --no-mask is set. On GitHub Actions, ci also registers them as masks for the
 rest of the job: on standard error, unless that leads to a file or another
-command, such as tee. GitLab and others have no command for that: there,
+command, such as tee, and not after a command has printed "::stop-commands::":
+let no line before ci do so. GitLab and others have no command for that: there,
 nothing hides a secret that a later step prints.
 
 ci writes nothing to GITHUB_ENV and GITHUB_OUTPUT. The command does not get
@@ -114,7 +115,8 @@ type ciJob struct {
 	link     string // of the pages; empty: none
 	grants   []*ciGrant
 	outputs  []*masked
-	back     sync.Once // of giveBack
+	commands commandSwitch // of the platform
+	back     sync.Once     // of giveBack
 }
 
 // A ciGrant is an entitlement of a job.

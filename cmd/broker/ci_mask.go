@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"accessbroker.internal/agent/pipeline"
@@ -29,7 +31,47 @@ func (j *ciJob) mask(c *api.Credential) error {
 		fmt.Fprintln(j.err, "broker: standard error does not lead to the runner, which gets no masks")
 		return nil
 	}
-	return pipeline.MaskCommands(j.err, scrub.Secrets(c)...)
+	sent, err := j.commands.send(func() error { return pipeline.MaskCommands(j.err, scrub.Secrets(c)...) })
+	if !sent {
+		fmt.Fprintln(j.err, "broker: the command has stopped workflow commands, so the runner gets no masks of a renewed credential")
+	}
+	return err
+}
+
+// A commandSwitch notices in the command's output that the runner obeys workflow commands no
+// longer. It then prints them, secrets included, until a command that only the program knows
+// ("Workflow commands", "Stopping and starting workflow commands").
+type commandSwitch struct {
+	mu      sync.Mutex
+	stopped bool
+}
+
+// stopCommand is in the workflow command that stops the others, in any case.
+const stopCommand = "stop-commands"
+
+// send calls write unless workflow commands are stopped, and reports whether it did.
+func (s *commandSwitch) send(write func() error) (sent bool, err error) {
+	s.mu.Lock() // a command that stops others waits for those that are being sent
+	defer s.mu.Unlock()
+	if s.stopped {
+		return false, nil
+	}
+	return true, write()
+}
+
+// watch returns a writer that looks for the command in what it passes on.
+func (s *commandSwitch) watch(out io.Writer) io.Writer {
+	var end []byte // of the output so far, in lower case
+	return writerFunc(func(p []byte) (int, error) {
+		end = append(end, bytes.ToLower(p)...)
+		if bytes.Contains(end, []byte(stopCommand)) {
+			s.mu.Lock()
+			s.stopped = true
+			s.mu.Unlock()
+		}
+		end = append(end[:0], end[max(0, len(end)-len(stopCommand)+1):]...)
+		return out.Write(p)
+	})
 }
 
 // output returns a writer for the command's output. A terminal gets it as it is: there,
@@ -40,6 +82,9 @@ func (j *ciJob) output(w io.Writer) io.Writer {
 	}
 	m := newMasked(w)
 	j.outputs = append(j.outputs, m)
+	if j.platform.Masks {
+		return j.commands.watch(m)
+	}
 	return m
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"accessbroker.internal/agent/pipeline"
 	"accessbroker.internal/api"
 )
 
@@ -72,5 +73,42 @@ func TestMaskedOutputOfGoneReader(t *testing.T) {
 	}
 	if err == nil {
 		t.Error("a write to a closed output succeeds")
+	}
+}
+
+// A command that prints text of strangers stops workflow commands first. From then on, the
+// runner would print the masks of a renewed credential.
+func TestNoMasksWhileCommandsAreStopped(t *testing.T) {
+	const before = "a line\nstop the commands\n"
+	for _, stop := range []string{"::stop-commands::once", "  ::Stop-Commands::once", "a line ##[stop-commands]once"} {
+		for cut := range stop {
+			var out, errs bytes.Buffer
+			j := &ciJob{app: &app{terminal: terminal{out: &out, err: &errs}}, platform: pipeline.Platform{Masks: true}}
+			output := j.output(j.out)
+			write := func(text string) {
+				if _, err := output.Write([]byte(text)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write(before)
+			if err := j.mask(bearerOf("first-secret-0123456789")); err != nil || !strings.Contains(errs.String(), "\n::add-mask::first-secret-0123456789\n") {
+				t.Fatalf("got %q, %v before the commands are stopped", errs.String(), err)
+			}
+			write(stop[:cut])
+			write(stop[cut:] + "\nsecond-secret-0123456789\n")
+			errs.Reset()
+			if err := j.mask(bearerOf("second-secret-0123456789")); err != nil || strings.Contains(errs.String(), "second-secret") || !strings.Contains(errs.String(), "no masks") {
+				t.Errorf("%s in two writes at %d: got %q, %v", stop, cut, errs.String(), err)
+			}
+			write("second-secret-0123456789\n")
+			for _, o := range j.outputs {
+				if err := o.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := out.String(); !strings.HasSuffix(got, "\n"+strings.Repeat("*", 24)+"\n") {
+				t.Errorf("got %q", got)
+			}
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -96,4 +97,21 @@ func newLogger(w io.Writer, format string, level slog.Level) (log *slog.Logger, 
 		h = slog.NewTextHandler(buffer, opts)
 	}
 	return slog.New(promptly{h, buffer}), buffer.flush
+}
+
+// An unquoted is the output of the standard logger, which only libraries use. It cuts each
+// line off before its first quotation: net/http quotes what a host sends after the end of
+// its answer, which can be a credential.
+type unquoted struct{ w io.Writer }
+
+// Write implements io.Writer for one line.
+func (u unquoted) Write(line []byte) (int, error) {
+	kept := line
+	if at := bytes.IndexAny(line, "\"`"); at >= 0 {
+		kept = append(bytes.Clone(line[:at]), "[removed]\n"...)
+	}
+	if _, err := u.w.Write(kept); err != nil {
+		return 0, err
+	}
+	return len(line), nil
 }

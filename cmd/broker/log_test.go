@@ -3,7 +3,10 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"log"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strings"
@@ -31,6 +34,51 @@ func (w *slowWriter) lines() (lines, writes int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return strings.Count(w.text.String(), "\n"), w.writes
+}
+
+// String returns what was written.
+func (w *slowWriter) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.text.String()
+}
+
+// What a host sends after its answer reaches no log: it can be the credential of the call.
+func TestLogHasNothingOfHosts(t *testing.T) {
+	const secret = "s3cret-of-the-call"
+	host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		fmt.Fprintf(conn, "HTTP/1.1 304 Not Modified\r\nContent-Length: 18\r\n\r\n%s", r.Header.Get("Authorization"))
+	}))
+	defer host.Close()
+	var text slowWriter
+	before := log.Writer()
+	log.SetOutput(unquoted{&text})
+	defer log.SetOutput(before)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, host.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", secret)
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	resp, err := transport.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(text.String(), "Unsolicited response"); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("net/http logged %q, want a line about the host", text.String())
+		}
+	}
+	if strings.Contains(text.String(), secret) {
+		t.Errorf("the log has the credential: %s", text.String())
+	}
 }
 
 func TestLogBufferCollectsRequests(t *testing.T) {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"log"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -16,6 +17,7 @@ func main() {
 	if filepath.Base(os.Args[0]) == handoff.TokenHelper {
 		os.Exit(tokenHelper(os.Args[0], os.Args[1:], os.Stdout, os.Stderr))
 	}
+	log.SetOutput(unquoted{os.Stderr})
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	// If the reader of standard output has gone, a write must fail instead of ending

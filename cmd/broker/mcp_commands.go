@@ -57,6 +57,10 @@ type commands struct {
 	flags  *commandFlags
 	warn   func(error)
 	slots  chan struct{} // bounds the commands at a time
+
+	mu      sync.Mutex
+	running int
+	secrets []string // of all credentials since no command ran: a command can read the files of another one
 }
 
 // A commandRule allows commands: a program, and the words with which its arguments begin.
@@ -149,6 +153,8 @@ func (c *commands) Run(ctx context.Context, command mcp.Command) (*mcp.Output, e
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	c.count(1)
+	defer c.count(-1)
 	folder, err := handoff.NewFolder()
 	if err != nil {
 		return nil, fmt.Errorf("preparing the credential's folder: %w", err)
@@ -158,8 +164,12 @@ func (c *commands) Run(ctx context.Context, command mcp.Command) (*mcp.Output, e
 	if err != nil {
 		return nil, err
 	}
-	r := &commandRun{held: agent.Held{Client: c.client, Credential: credential}, folder: folder, secrets: scrub.Secrets(credential)}
-	r.held.Replace = r.replace
+	c.note(credential)
+	r := &commandRun{held: agent.Held{Client: c.client, Credential: credential}, folder: folder}
+	r.held.Replace = func(renewed *api.Credential) error {
+		c.note(renewed)
+		return folder.Write(renewed)
+	}
 	defer func() { c.report(r.held.Return(ctx, "the command ended")) }()
 	if err := folder.Write(credential); err != nil {
 		return nil, err
@@ -181,16 +191,33 @@ func (c *commands) obtain(ctx context.Context, command mcp.Command) (*api.Creden
 	return agent.Obtain(ctx, c.client, api.Ask{Entitlement: command.Entitlement, Scopes: command.Scopes, Justification: command.Reason}, agent.Wait{})
 }
 
-// A commandRun is one run of a command.
-type commandRun struct {
-	held    agent.Held
-	folder  *handoff.Folder
-	secrets []string // also of credentials that were renewed
+// count notes that a command begins or ends. The secrets are forgotten with the last one.
+func (c *commands) count(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.running += n; c.running == 0 {
+		c.secrets = nil
+	}
 }
 
-func (r *commandRun) replace(c *api.Credential) error {
-	r.secrets = append(r.secrets, scrub.Secrets(c)...)
-	return r.folder.Write(c)
+// note adds the secrets of a credential that commands can read from now on.
+func (c *commands) note(credential *api.Credential) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.secrets = append(c.secrets, scrub.Secrets(credential)...)
+}
+
+// scrubber returns a scrubber of all secrets that the output of a command can have.
+func (c *commands) scrubber() *scrub.Scrubber {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return scrub.New(c.secrets...)
+}
+
+// A commandRun is one run of a command.
+type commandRun struct {
+	held   agent.Held
+	folder *handoff.Folder
 }
 
 // execute runs the program. At the end, whatever it has started ends, too.
@@ -220,7 +247,7 @@ func (c *commands) execute(ctx context.Context, r *commandRun, path string, comm
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
 		return nil, fmt.Errorf("running the command: %w", err)
 	}
-	s := scrub.New(r.secrets...)
+	s := c.scrubber()
 	for _, stream := range []struct {
 		from *bounded
 		to   *string

@@ -106,6 +106,33 @@ exit 7
 	w.wantReturned(1)
 }
 
+// A command can read the files of another one that runs at the same time: both belong to
+// the same user. Its output has nothing of the other credential.
+func TestRunCommandRemovesOtherCredentials(t *testing.T) {
+	w := newExecWorld(t)
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte(`#!/bin/sh
+cd "$1" && echo "$BROKER_CREDENTIAL_FILE" > "path.$2"
+meet() { n=0; until test -e "$1.1" -a -e "$1.2"; do n=$((n+1)); test $n -lt 600 || exit 9; sleep 0.05; done; }
+meet path
+for n in 1 2; do cat "$(cat path.$n)" && echo; done
+touch "read.$2" && meet read
+`), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	meeting := t.TempDir()
+	for i, r := range w.runs([]string{"--allow-command", script}, readTickets(script, meeting, "1"), readTickets(script, meeting, "2")) {
+		got := r.StructuredContent
+		if r.IsError || got.ExitCode != 0 || !got.Scrubbed || strings.Count(got.Stdout, "\n") != 2 {
+			t.Fatalf("command %d: got %s", i+1, r.text())
+		}
+		if strings.Contains(got.Stdout, "eyJ") { // a token begins so
+			t.Errorf("command %d printed a credential: %s", i+1, got.Stdout)
+		}
+	}
+	w.wantReturned(2)
+}
+
 // Only what the operator allows runs, and a refusal costs no credential.
 func TestRunCommandAllowList(t *testing.T) {
 	w := newExecWorld(t)

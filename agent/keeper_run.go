@@ -202,6 +202,10 @@ func (k *Keeper) Return(ctx context.Context, reason string) error {
 		})
 	}
 	group.Wait()
+	select {
+	case <-arrived: // also those that took longer
+	case <-ctx.Done():
+	}
 	return errors.Join(errs...)
 }
 

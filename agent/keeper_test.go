@@ -394,6 +394,29 @@ func TestKeeperReturnsAll(t *testing.T) {
 	})
 }
 
+// A credential that arrives late in the time of the end does not outlive the process.
+func TestKeeperReturnsTheLateOne(t *testing.T) {
+	b := newKeptBroker(time.Hour)
+	keeping(t, b, func(t *testing.T, k *agent.Keeper) {
+		b.set(func() { b.slow = 3 * time.Second }) // for each call: the request, its credential, the return
+		late := make(chan error, 1)
+		go func() {
+			_, err := k.Credential(t.Context(), "late")
+			late <- err
+		}()
+		synctest.Wait()
+		if err := k.Return(t.Context(), "done"); err != nil {
+			t.Error(err)
+		}
+		if n := b.active(); n != 0 || b.n != 1 {
+			t.Errorf("%d of %d leases are active", n, b.n)
+		}
+		if err := <-late; !errors.Is(err, agent.ErrReturned) {
+			t.Errorf("the late call got %v", err)
+		}
+	})
+}
+
 func TestKeeperEndsWithoutABroker(t *testing.T) {
 	b := newKeptBroker(time.Hour)
 	keeping(t, b, func(t *testing.T, k *agent.Keeper) {

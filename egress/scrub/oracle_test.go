@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,7 +22,9 @@ import (
 type oracle struct {
 	text    string
 	needles []needle
-	seen    map[[3]int]int
+	ways    [][]reading // of the text at each place
+	lines   [][]int     // the places after the line breaks at each place
+	seen    map[[2]int]int
 	reads   map[[2]int]reading
 }
 
@@ -32,11 +35,11 @@ type reading struct {
 
 func (o *oracle) mask() string {
 	out := []byte(o.text)
-	o.reads = map[[2]int]reading{}
+	o.prepare()
 	for i := range o.needles {
-		o.seen = map[[3]int]int{}
-		for at := range o.text {
-			end := o.end(i, 0, at)
+		o.seen = map[[2]int]int{}
+		for at := range len(o.text) {
+			end := o.end(&o.needles[i], 0, at)
 			for p := at; p < end; p++ {
 				if out[p] != '\n' && out[p] != '\r' {
 					out[p] = '*'
@@ -47,29 +50,47 @@ func (o *oracle) mask() string {
 	return string(out)
 }
 
+// prepare reads the text at each place.
+func (o *oracle) prepare() {
+	o.reads = map[[2]int]reading{}
+	o.ways, o.lines = make([][]reading, len(o.text)), make([][]int, len(o.text))
+	for at := range len(o.text) {
+		for level := range depth + 1 {
+			text, size := o.read(at, level)
+			if r := (reading{asciiLower(text), size}); !slices.Contains(o.ways[at], r) {
+				o.ways[at] = append(o.ways[at], r)
+			}
+			if next := o.line(at, level); next > 0 && !slices.Contains(o.lines[at], next) {
+				o.lines[at] = append(o.lines[at], next)
+			}
+		}
+	}
+}
+
 // end returns the end of the longest reading of a needle from its k-th byte, or 0.
-func (o *oracle) end(i, k, at int) (end int) {
-	want := string(o.needles[i].text)
-	if k == len(want) {
+func (o *oracle) end(n *needle, k, at int) (end int) {
+	if k == len(n.text) {
 		return at
 	}
-	key := [3]int{i, k, at}
-	if end, ok := o.seen[key]; ok {
-		return end
+	if at >= len(o.text) {
+		return 0
 	}
-	for level := range depth + 1 {
-		text, size := o.read(at, level)
-		if size == 0 {
-			break
+	if k > 0 {
+		if end, ok := o.seen[[2]int{k, at}]; ok {
+			return end
 		}
-		if strings.HasPrefix(want[k:], asciiLower(text)) {
-			end = max(end, o.end(i, k+len(text), at+size))
-		}
-		if next := o.line(at, level); next > 0 && k > 0 && o.needles[i].wrapped {
-			end = max(end, o.end(i, k, next))
+		defer func() { o.seen[[2]int{k, at}] = end }()
+	}
+	for _, way := range o.ways[at] {
+		if bytes.HasPrefix(n.text[k:], []byte(way.text)) {
+			end = max(end, o.end(n, k+len(way.text), at+way.size))
 		}
 	}
-	o.seen[key] = end
+	if k > 0 && n.wrapped {
+		for _, next := range o.lines[at] {
+			end = max(end, o.end(n, k, next))
+		}
+	}
 	return end
 }
 
@@ -154,6 +175,9 @@ func (o *oracle) readAnew(at, level int) (text string, size int) {
 		chars += c
 		p += n
 		ends[len(chars)] = p - at
+	}
+	if next, more := o.read(at+size, level-1); text == `\` && more > 0 && next[0] >= 0x80 {
+		return next, size + more // a backslash before any other character
 	}
 	got, n := unescape(chars)
 	if n == 0 || ends[n] == 0 || ends[n] > maxUnit {

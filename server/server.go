@@ -32,6 +32,7 @@ import (
 	"accessbroker.internal/broker/signal"
 	"accessbroker.internal/broker/supplier"
 	"accessbroker.internal/server/inbound"
+	"accessbroker.internal/server/ui"
 )
 
 // Config configures a Server. Broker, Sessions, Authenticate, Keys, Log, History,
@@ -182,6 +183,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	ui.Load()
 	openAPIText, err := openAPIOf(external)
 	if err != nil {
 		return nil, err

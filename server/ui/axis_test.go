@@ -12,7 +12,7 @@ var begin = time.Date(2026, 11, 29, 23, 50, 3, 0, time.UTC)
 func draw(t *testing.T, a *Axis) string {
 	t.Helper()
 	var b bytes.Buffer
-	if err := templates["request"].ExecuteTemplate(&b, "axis", a); err != nil {
+	if err := loaded().templates["request"].ExecuteTemplate(&b, "axis", a); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()

@@ -79,7 +79,7 @@ func TestHiddenCharactersAreNamed(t *testing.T) {
 func TestQuotedPart(t *testing.T) {
 	var b bytes.Buffer
 	text := "</blockquote></figure><form method=post><button>Approve</button>\u202e" + strings.Repeat("\nx", 20)
-	if err := templates["request"].ExecuteTemplate(&b, "quoted", map[string]any{"By": "the requester", "Text": text}); err != nil {
+	if err := loaded().templates["request"].ExecuteTemplate(&b, "quoted", map[string]any{"By": "the requester", "Text": text}); err != nil {
 		t.Fatal(err)
 	}
 	page := b.String()

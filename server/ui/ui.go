@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -60,15 +61,23 @@ type File struct {
 	MediaType string
 }
 
-var (
-	statics   = map[string]File{}   // by name with hash
-	hashed    = map[string]string{} // name to name with hash
-	templates = map[string]*template.Template{}
-)
+// An assets has the embedded files as the pages use them.
+type assets struct {
+	statics   map[string]File   // by name with hash
+	hashed    map[string]string // name to name with hash
+	templates map[string]*template.Template
+}
 
 var mediaTypes = map[string]string{".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
-func init() {
+// Load parses the templates, which takes 50 ms and 7 MB. Only a program that serves pages
+// needs them: it calls Load at its start, so that no call waits.
+func Load() { loaded() }
+
+var loaded = sync.OnceValue(load)
+
+func load() *assets {
+	a := &assets{statics: map[string]File{}, hashed: map[string]string{}, templates: map[string]*template.Template{}}
 	entries, err := fs.ReadDir(files, "static")
 	must(err)
 	for _, e := range entries {
@@ -77,17 +86,19 @@ func init() {
 		sum := sha256.Sum256(content)
 		ext := path.Ext(e.Name())
 		name := strings.TrimSuffix(e.Name(), ext) + "-" + hex.EncodeToString(sum[:6]) + ext
-		statics[name], hashed[e.Name()] = File{content, mediaTypes[ext]}, name
+		a.statics[name], a.hashed[e.Name()] = File{content, mediaTypes[ext]}, name
 	}
-	base := template.Must(template.New("layout.html").Funcs(functions).ParseFS(files, "templates/layout.html", "templates/part-*.html"))
+	static := func(name string) string { return "/ui/static/" + a.hashed[name] }
+	base := template.Must(template.New("layout.html").Funcs(functions).Funcs(template.FuncMap{"static": static}).ParseFS(files, "templates/layout.html", "templates/part-*.html"))
 	pages, err := fs.Glob(files, "templates/[a-z]*.html")
 	must(err)
 	for _, p := range pages {
 		if name := path.Base(p); name != "layout.html" && !strings.HasPrefix(name, "part-") {
 			t := template.Must(template.Must(base.Clone()).ParseFS(files, p))
-			templates[strings.TrimSuffix(path.Base(p), ".html")] = t
+			a.templates[strings.TrimSuffix(path.Base(p), ".html")] = t
 		}
 	}
+	return a
 }
 
 // must stops a program whose embedded files are broken.
@@ -99,13 +110,13 @@ func must(err error) {
 
 // Static returns a static file by its hashed name.
 func Static(name string) (File, bool) {
-	f, ok := statics[name]
+	f, ok := loaded().statics[name]
 	return f, ok
 }
 
 // Render returns the HTML of a page.
 func Render(p Page) ([]byte, error) {
-	t := templates[p.Name]
+	t := loaded().templates[p.Name]
 	if t == nil {
 		return nil, fmt.Errorf("rendering the page %q: there is no such template", p.Name)
 	}

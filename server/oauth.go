@@ -78,10 +78,12 @@ func assertionProofs(f form) (formProofs, error) {
 var noCache = http.Header{"Pragma": {"no-cache"}}
 
 func (s *Server) token(c *call) (reply, error) {
-	if !c.form.actsForOther() { // otherwise client_id may be that of the token, too
-		if err := c.checkClientID(); err != nil {
-			return reply{}, err
-		}
+	check := c.checkClientID
+	if c.form.presented() != "" { // client_id may be that of the token, too: see subjectOf
+		check = c.requireClientID
+	}
+	if err := check(); err != nil {
+		return reply{}, err
 	}
 	kind := cmp.Or(c.form.get("requested_token_type"), api.TokenTypeAccessToken)
 	if kind != api.TokenTypeAccessToken && kind != api.TokenTypeJWT {

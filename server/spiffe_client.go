@@ -50,12 +50,15 @@ func (c *call) clientID() string {
 // section 2), nor registered for it. A client identifier that is a URL is not fetched: what
 // it states about the client would be the client's own word.
 func (c *call) checkClientID() error {
-	switch id := c.clientID(); {
-	case id == c.who.ID:
-		return nil
-	case id != "":
+	if id := c.clientID(); id != "" && id != c.who.ID {
 		return refuse(broker.ErrUnauthenticated, "client_id must be the SPIFFE ID of the caller, or one that the operators registered for it in server.oauth.clients")
-	case c.s.cfg.Clients.RequireID && c.who.Proof.Method == broker.MethodX509SVID && len(c.who.Also) == 0:
+	}
+	return c.requireClientID()
+}
+
+// requireClientID refuses a caller who must send a client_id and sends none.
+func (c *call) requireClientID() error {
+	if c.form.get("client_id") == "" && c.s.cfg.Clients.RequireID && c.who.Proof.Method == broker.MethodX509SVID && len(c.who.Also) == 0 {
 		return refuse(broker.ErrUnauthenticated, "client_id is missing: a client with an X.509-SVID sends its SPIFFE ID")
 	}
 	return nil

@@ -47,6 +47,12 @@ func TestSPIFFEClientAuthentication(t *testing.T) {
 	exchanged := func(subject string) url.Values {
 		return url.Values{"grant_type": {api.GrantTokenExchange}, "audience": {"tickets-api"}, "scope": {"tickets:read"}, "subject_token": {subject}, "subject_token_type": {api.TokenTypeJWT}}
 	}
+	forOther := func(name, token string, more ...string) url.Values {
+		return usual(append([]string{"grant_type", api.GrantTokenExchange, "subject_token_type", api.TokenTypeAccessToken, name, token}, more...)...)
+	}
+	forPerson := func(more ...string) url.Values {
+		return usual(append([]string{"grant_type", api.GrantJWTBearer, "assertion", "x"}, more...)...)
+	}
 	twice := asserted(b.svid(Agent, b.URL))
 	twice.Add("client_assertion", b.svid(Agent, b.URL))
 	for name, c := range map[string]struct {
@@ -81,6 +87,11 @@ func TestSPIFFEClientAuthentication(t *testing.T) {
 		"a certificate of another":            {true, usual("client_id", Stranger), "invalid_client"},
 		"a certificate and an assertion":      {true, asserted(b.svid(Agent, b.URL)), ""},
 		"a certificate and another assertion": {true, asserted(b.svid(Stranger, b.URL)), "invalid_request"},
+		"for another, without client_id":      {true, forOther("subject_token", "x"), "invalid_client"},
+		"for another, with client_id":         {true, forOther("subject_token", "x", "client_id", Agent), "invalid_request"},
+		"for a person, without client_id":     {true, forPerson(), "invalid_client"},
+		"for a person, with client_id":        {true, forPerson("client_id", Agent), "invalid_grant"},
+		"a poll as another client":            {true, forOther("request_id", "req_x", "client_id", Stranger), "invalid_client"},
 		"nothing":                             {false, usual("client_id", Agent), "invalid_client"},
 	} {
 		client := anonymous

@@ -86,6 +86,7 @@ var (
 	breaks    = regexp.MustCompile(`(?:\\r|\\n|\r|\n|%0[aAdD])+[ \t]*`)
 	base64Run = regexp.MustCompile(`[0-9A-Za-z+/_-]{12,}`)
 	hexRun    = regexp.MustCompile(`[0-9a-fA-F]{24,}`)
+	hexBytes  = regexp.MustCompile(`[0-9a-fA-F]{2}(?:[: ][0-9a-fA-F]{2}){11,}`)
 	numbers   = regexp.MustCompile(`[0-9]{1,3}(?:[, ]+[0-9]{1,3}){11,}`)
 	number    = regexp.MustCompile(`[0-9]+`)
 )
@@ -114,6 +115,10 @@ func views(text []byte) (list [][]byte) {
 			n, _ := hex.Decode(b, run[offset:offset+(len(run)-offset)/2*2]) // only digits
 			list = append(list, b[:n])
 		}
+	}
+	for _, run := range hexBytes.FindAll(text, -1) {
+		b, _ := hex.DecodeString(strings.NewReplacer(":", "", " ", "").Replace(string(run))) // only digits
+		list = append(list, b)
 	}
 	for _, run := range numbers.FindAll(text, -1) {
 		var b []byte

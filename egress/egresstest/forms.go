@@ -5,6 +5,7 @@ package egresstest
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -68,6 +69,10 @@ var Forms = map[string]func(secret string) string{
 	"numbers in JSON":        func(s string) string { return strings.ReplaceAll(fmt.Sprint([]byte(s)), " ", ",") },
 	"UTF-16":                 func(s string) string { return wide(s, 0) },
 	"UTF-16, big-endian":     func(s string) string { return wide(s, 8) },
+	"UTF-32":                 func(s string) string { return wider(s, binary.LittleEndian) },
+	"UTF-32, big-endian":     func(s string) string { return wider(s, binary.BigEndian) },
+	"hexadecimal, colons":    func(s string) string { return strings.ReplaceAll(fmt.Sprintf("% X", s), " ", ":") },
+	"hexadecimal, spaces":    func(s string) string { return fmt.Sprintf("% x", s) },
 }
 
 func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
@@ -145,6 +150,15 @@ func wide(s string, shift int) string {
 	var b []byte
 	for _, c := range utf16.Encode([]rune(s)) {
 		b = append(b, byte(c>>shift), byte(c>>(8-shift)))
+	}
+	return string(b)
+}
+
+// wider writes a text in UTF-32.
+func wider(s string, order binary.AppendByteOrder) string {
+	var b []byte
+	for _, c := range s {
+		b = order.AppendUint32(b, uint32(c))
 	}
 	return string(b)
 }

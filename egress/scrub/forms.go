@@ -72,7 +72,7 @@ func forms(part string) (list []needle) {
 	add := func(text string, wrapped bool) {
 		list = append(list, needle{text: lower([]byte(text)), wrapped: wrapped})
 	}
-	add(part, isBase64(part))
+	add(part, isToken68(part))
 	if strings.Contains(part, " ") {
 		add(strings.ReplaceAll(part, " ", "+"), false)
 	}
@@ -85,7 +85,11 @@ func forms(part string) (list []needle) {
 	if other, ok := narrow(part); ok {
 		add(other, false)
 	}
-	add(hex.EncodeToString([]byte(part)), true)
+	digits := hex.EncodeToString([]byte(part))
+	add(digits, true)
+	for _, separator := range []string{":", " "} {
+		add(separated(digits, separator), false)
+	}
 	for _, separator := range []string{",", ", ", " "} {
 		add(decimal(part, separator), false)
 	}
@@ -164,6 +168,18 @@ func decimal(text, separator string) string {
 	return string(b)
 }
 
+// separated writes a separator between the digits of two bytes, as dumps do.
+func separated(digits, separator string) string {
+	var b strings.Builder
+	for i := 0; i < len(digits); i += 2 {
+		if i > 0 {
+			b.WriteString(separator)
+		}
+		b.WriteString(digits[i : i+2])
+	}
+	return b.String()
+}
+
 // latin1 returns the UTF-8 of a text that was taken for Latin-1, as headers are.
 func latin1(text string) string {
 	var b strings.Builder
@@ -185,21 +201,29 @@ func narrow(text string) (string, bool) {
 	return string(b), len(b) >= MinLength
 }
 
-// wide returns a text in UTF-16 in both byte orders, without the outer bytes that are
-// zero. The two are equal for ASCII.
-func wide(text string) []string {
-	var little, big []byte
+// wide returns a text in UTF-16 and UTF-32 in both byte orders, without the outer bytes
+// that are zero. The orders are equal for ASCII.
+func wide(text string) (list []string) {
+	var little, big, little4, big4 []byte
 	for _, c := range utf16.Encode([]rune(text)) {
 		little = binary.LittleEndian.AppendUint16(little, c)
 		big = binary.BigEndian.AppendUint16(big, c)
 	}
-	return []string{strings.TrimSuffix(string(little), "\x00"), strings.TrimPrefix(string(big), "\x00")}
+	for _, c := range text {
+		little4 = binary.LittleEndian.AppendUint32(little4, uint32(c))
+		big4 = binary.BigEndian.AppendUint32(big4, uint32(c))
+	}
+	for _, b := range [][]byte{little, big, little4, big4} {
+		list = append(list, strings.Trim(string(b), "\x00"))
+	}
+	return list
 }
 
-// isBase64 reports whether a secret may itself be base64, and thus be wrapped.
-func isBase64(text string) bool {
+// isToken68 reports whether a secret may be wrapped: it is base64, or parts of base64 as in
+// a JWT (token68 of RFC 9110, section 11.2).
+func isToken68(text string) bool {
 	for i := range len(text) {
-		if !encodes[text[i]] {
+		if c := text[i]; !encodes[c] && c != '.' && c != '~' {
 			return false
 		}
 	}

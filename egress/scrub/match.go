@@ -9,12 +9,16 @@ const minLine = 16
 
 // A text is what a scan searches.
 type text struct {
-	b   []byte
-	run int // characters of base64 before b
+	b     []byte
+	run   int  // characters of base64 before b
+	whole bool // nothing waits for the next line, so that lines can be short, as in a folded header
 }
 
 // full reports whether a line of base64 may end at a place.
 func (t *text) full(at int) bool {
+	if t.whole {
+		return true
+	}
 	if at >= minLine && (below(t.b[at-8:], '%') || below(t.b[at-16:], '%')) {
 		return false
 	}

@@ -85,7 +85,7 @@ func (s *Scrubber) String(in string) string {
 	if s = s.now(); !s.scrubs() || len(in) < MinLength {
 		return in
 	}
-	c := scan{s: s, last: true}
+	c := scan{s: s, last: true, text: text{whole: true}}
 	b := []byte(in)
 	c.run(b)
 	if len(c.spans) == 0 {

@@ -118,6 +118,23 @@ func TestStreamStaysLive(t *testing.T) {
 	}
 }
 
+// A token of several parts is removed from wrapped text, and a header from which a line
+// break became a space (RFC 9112, section 5.2) at each place.
+func TestWrappedTokensAreRemoved(t *testing.T) {
+	const secret = "hvs.CAESIJ9q7Zk_M2x9RtUwYbN4cLdJ-fGs~AbT0pWmEo5KvXh8QnUy3Rz"
+	s := New(secret)
+	text := egresstest.Wrap("Bearer "+secret, 40, "\r\n ")
+	got, err := io.ReadAll(s.Reader(io.NopCloser(strings.NewReader(text))))
+	if want := egresstest.Wrap("Bearer "+strings.Repeat("*", len(secret)), 40, "\r\n*"); err != nil || string(got) != want {
+		t.Errorf("body: got %q, %v; want %q", got, err, want)
+	}
+	for n := 1; n < len(secret); n++ {
+		if got := s.String("Bearer " + secret[:n] + " " + secret[n:] + " end"); got != "Bearer "+strings.Repeat("*", len(secret)+1)+" end" {
+			t.Errorf("header: got %q", got)
+		}
+	}
+}
+
 // A body that ends or begins within a secret shows less than MinLength bytes of it.
 func TestCutSecretIsMasked(t *testing.T) {
 	s := New(token)

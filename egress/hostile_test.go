@@ -415,6 +415,9 @@ func TestCredentialsThatCanNotBeUsed(t *testing.T) {
 		"refused": {func(string) (*api.Credential, error) {
 			return nil, &api.Error{Code: api.Denied, Detail: "not at night"}
 		}, egress.CodeNoCredential, "not at night"},
+		"no reason": {func(string) (*api.Credential, error) {
+			return nil, &api.Error{Status: 403, Code: api.JustificationRequired, Detail: "policy requires a justification"}
+		}, egress.CodeNoCredential, "--why"},
 		"unreachable":  {func(string) (*api.Credential, error) { return nil, errors.New("dial " + token) }, egress.CodeNoCredential, ""},
 		"another type": {secret(api.Secret{"password": token}), egress.CodeNoCredential, "no field"},
 		"a line break": {secret(api.Secret{"token": token + "\r\nX: y"}), egress.CodeNoCredential, ""},

@@ -226,7 +226,11 @@ func (t *Transport) credential(ctx context.Context, entitlement string) (*api.Cr
 	case errors.As(err, &refused):
 		return nil, refused
 	case errors.As(err, &problem):
-		r := refuse(CodeNoCredential, "see the reason, or call under another entitlement", "The broker refused the credential: %s", problem.Detail)
+		next := "see the reason, or call under another entitlement"
+		if problem.Code == api.JustificationRequired {
+			next = "state why the calls are needed: start \"broker proxy\" with --why"
+		}
+		r := refuse(CodeNoCredential, next, "The broker refused the credential: %s", problem.Detail)
 		r.Err = err
 		return nil, r
 	}

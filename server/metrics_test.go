@@ -33,6 +33,7 @@ func fullMetrics() *Metrics {
 	m.Committed(4, time.Millisecond)
 	m.Reloaded("abc", nil)
 	m.Compared("directory", nil, time.Now())
+	m.called("tickets", broker.CallTotals{Made: 1})
 	m.answered("/v1/requests", "GET", "ok", time.Millisecond)
 	return m
 }

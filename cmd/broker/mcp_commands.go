@@ -261,11 +261,10 @@ func (c *commands) execute(ctx context.Context, r *commandRun, path string, comm
 
 // while runs the command, and renews its credential.
 func (r *commandRun) while(ctx context.Context, cmd *exec.Cmd) error {
-	if err := cmd.Start(); err != nil {
+	done, err := started(cmd)
+	if err != nil {
 		return err
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
 	due := time.NewTimer(r.held.Due())
 	defer due.Stop()
 	for {

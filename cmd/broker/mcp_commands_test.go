@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"accessbroker.internal/mcp"
 )
@@ -20,14 +21,7 @@ func (w *execWorld) runs(flags []string, calls ...map[string]any) (results []com
 	w.t.Helper()
 	var in bytes.Buffer
 	for i, arguments := range calls {
-		line, err := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": i, "method": "tools/call", "params": map[string]any{
-			"name": "run_command", "arguments": arguments,
-			"_meta": map[string]any{"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": map[string]any{}},
-		}})
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		in.Write(append(line, '\n'))
+		in.Write(runCommandLine(w.t, i, arguments))
 	}
 	cmd := w.command(append([]string{"mcp"}, flags...)...)
 	cmd.Stdin = &in
@@ -49,6 +43,19 @@ func (w *execWorld) runs(flags []string, calls ...map[string]any) (results []com
 		results[message.ID] = message.Result
 	}
 	return results
+}
+
+// runCommandLine returns a call of run_command as a line.
+func runCommandLine(t *testing.T, id int, arguments map[string]any) []byte {
+	t.Helper()
+	line, err := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": map[string]any{
+		"name": "run_command", "arguments": arguments,
+		"_meta": map[string]any{"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": map[string]any{}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(line, '\n')
 }
 
 type commandResult struct {
@@ -131,6 +138,52 @@ touch "read.$2" && meet read
 		}
 	}
 	w.wantReturned(2)
+}
+
+// A command does not outlive a server that is killed, as clients do with servers that do
+// not end at once.
+func TestRunCommandEndsWithItsServer(t *testing.T) {
+	w := newExecWorld(t)
+	script, running := filepath.Join(t.TempDir(), "script"), filepath.Join(t.TempDir(), "pid")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho $$ > \"$1.new\" && mv \"$1.new\" \"$1\"\nexec sleep 600\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := w.command("mcp", "--allow-command", script)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = in.Write(runCommandLine(t, 1, readTickets(script, running)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	waitUntil(t, "the start of the command", func() bool {
+		text, err := os.ReadFile(running)
+		if err != nil {
+			return false
+		}
+		_, err = fmt.Sscan(string(text), &pid)
+		return err == nil
+	})
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	waitUntil(t, "the end of the command", func() bool { return startOf(pid) == "" })
+}
+
+// waitUntil polls until a condition is true.
+func waitUntil(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waiting for %s: not within 30s", what)
+		}
+	}
 }
 
 // Only what the operator allows runs, and a refusal costs no credential.

@@ -53,6 +53,17 @@ func (r *relay) close() {
 // own, so that a signal to this process's group reaches the command only once.
 func (r *relay) start(cmd *exec.Cmd) (<-chan error, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: r.tty == nil}
+	done, err := started(cmd)
+	if err != nil {
+		return nil, err
+	}
+	r.process = cmd.Process
+	return done, nil
+}
+
+// started starts a command that ends if this process is killed. The channel receives its
+// end.
+func started(cmd *exec.Cmd) (<-chan error, error) {
 	endWithParent(cmd.SysProcAttr)
 	started, done := make(chan error), make(chan error, 1)
 	go func() {
@@ -68,7 +79,6 @@ func (r *relay) start(cmd *exec.Cmd) (<-chan error, error) {
 	if err := <-started; err != nil {
 		return nil, err
 	}
-	r.process = cmd.Process
 	return done, nil
 }
 

@@ -15,13 +15,19 @@ import (
 	"accessbroker.internal/internal/strictjson"
 )
 
-// fetchKeys fetches the keys of the issuer. The mutex of its keys is held.
-func (i *workloadIssuer) fetchKeys(ctx context.Context) (*jwks.Set, error) {
+// fetchKeys fetches the keys of the issuer. The mutex of its keys is held. After a failure,
+// the next fetch begins with the discovery document: the keys may have another address now.
+func (i *workloadIssuer) fetchKeys(ctx context.Context) (set *jwks.Set, err error) {
+	defer func() {
+		if err != nil {
+			i.found = time.Time{}
+		}
+	}()
 	document, err := i.readKeys(ctx)
 	if err != nil {
 		return nil, err
 	}
-	set, err := jwks.Parse(document, "", "sig")
+	set, err = jwks.Parse(document, "", "sig")
 	if err == nil && len(set.Keys) == 0 {
 		// A set without a usable key is valid and trusts nothing.
 		i.log.WarnContext(ctx, "the issuer of workload tokens publishes no key that the broker can use: no token of it is accepted", "issuer", i.cfg.Name)

@@ -111,6 +111,43 @@ func TestIssuerDiscovery(t *testing.T) {
 	}
 }
 
+// An issuer moves its keys, and the broker does not wait until the metadata is old.
+func TestIssuerMovesItsKeys(t *testing.T) {
+	t.Parallel()
+	for name, gone := range map[string]http.HandlerFunc{
+		"not found":  http.NotFound,
+		"a redirect": http.RedirectHandler("/moved", http.StatusFound).ServeHTTP,
+		"no key set": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>moved</html>")) },
+	} {
+		web := newWebIssuer(t, newTokenKey(t, "first"))
+		i := issuerOf(t, web.config(t))
+		if _, err := i.fetchKeys(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		keys := keySetOf(t, newTokenKey(t, "second"))
+		web.handle(&web.keys, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Query().Get("at") != "second" {
+				gone(w, r)
+				return
+			}
+			_, _ = w.Write([]byte(keys))
+		})
+		web.answer(&web.metadata, fmt.Sprintf(`{"issuer": %q, "jwks_uri": %q}`, web.URL, web.URL+"/jwks?at=second"))
+		if _, err := i.fetchKeys(t.Context()); err == nil {
+			t.Errorf("%s: the earlier address still has keys", name)
+		}
+		if set, err := i.fetchKeys(t.Context()); err != nil || len(set.Keys) != 1 || set.Keys[0].ID != "second" {
+			t.Errorf("%s: got %+v, %v", name, set, err)
+		}
+		// Without metadata, the last address stays in use.
+		web.handle(&web.metadata, http.NotFound)
+		i.found = time.Time{}
+		if set, err := i.fetchKeys(t.Context()); err != nil || len(set.Keys) != 1 {
+			t.Errorf("%s: without metadata: got %+v, %v", name, set, err)
+		}
+	}
+}
+
 func TestIssuerAuthenticatesBroker(t *testing.T) {
 	t.Parallel()
 	key := newTokenKey(t, "first")

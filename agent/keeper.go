@@ -92,6 +92,7 @@ type flight struct {
 	done       chan struct{}
 	credential *api.Credential
 	err        error
+	unstated   bool // no call had stated a reason for this request
 }
 
 const (
@@ -134,7 +135,8 @@ func (k *Keeper) Credential(ctx context.Context, entitlement string) (*api.Crede
 		defer k.mu.Unlock()
 		return e.credential, nil
 	}
-	e.because(reasonOf(ctx))
+	reason := reasonOf(ctx)
+	e.because(reason)
 	if e.err != nil && now.Before(e.until) {
 		defer k.mu.Unlock()
 		return nil, e.err
@@ -147,7 +149,7 @@ func (k *Keeper) Credential(ctx context.Context, entitlement string) (*api.Crede
 	k.mu.Unlock()
 	select {
 	case <-f.done:
-		if errors.Is(f.err, errIdle) {
+		if errors.Is(f.err, errIdle) || f.err != nil && f.unstated && reason != "" {
 			return k.Credential(ctx, entitlement)
 		}
 		return f.credential, f.err
@@ -202,6 +204,7 @@ func (k *Keeper) begin(e *kept, attempt func(context.Context, *kept) (*api.Crede
 func (k *Keeper) obtain(ctx context.Context, e *kept) (*api.Credential, error) {
 	k.mu.Lock()
 	request, reason := e.request, e.reason
+	e.flight.unstated = reason == "" && request == nil
 	k.mu.Unlock()
 	var c *api.Credential
 	var err error
@@ -264,6 +267,7 @@ func (k *Keeper) hold(e *kept, c *api.Credential) {
 func (k *Keeper) failed(e *kept, err error) error {
 	event := KeptEvent{Kind: KeptFailed, Entitlement: e.entitlement}
 	k.mu.Lock()
+	unstated := e.flight.unstated
 	e.flight = nil
 	var pending *PendingError
 	var lost *UnreachableError
@@ -289,7 +293,9 @@ func (k *Keeper) failed(e *kept, err error) error {
 		err = fmt.Errorf("no credential of %s: %w", e.entitlement, err)
 		event.Err = err
 	}
-	e.err, e.until = err, time.Now().Add(pause)
+	if !unstated || e.reason == "" || e.request != nil { // else a call has stated a reason since
+		e.err, e.until = err, time.Now().Add(pause)
+	}
 	k.mu.Unlock()
 	if pending == nil || event.Kind == KeptPending {
 		k.report(event)

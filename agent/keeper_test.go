@@ -490,3 +490,30 @@ func TestKeeperStatesReason(t *testing.T) {
 		t.Errorf("got %d requests, the last with the reason %q", b.asks, b.reason)
 	}
 }
+
+// Calls at the same time share one request. Those that state a reason do not share the
+// refusal of a request that had none.
+func TestKeeperStatesReasonToo(t *testing.T) {
+	b := newKeptBroker(time.Hour)
+	b.needsReason, b.slow = true, time.Second
+	keeping(t, b, func(t *testing.T, k *agent.Keeper) {
+		var calls sync.WaitGroup
+		calls.Go(func() {
+			if _, err := k.Credential(t.Context(), "e"); !errors.Is(err, api.JustificationRequired) {
+				t.Errorf("without a reason: got %v, want %v", err, api.JustificationRequired)
+			}
+		})
+		time.Sleep(b.slow / 2)
+		for range 10 {
+			calls.Go(func() {
+				if _, err := k.Credential(agent.WithReason(t.Context(), "triage"), "e"); err != nil {
+					t.Errorf("with a reason: %v", err)
+				}
+			})
+		}
+		calls.Wait()
+		if b.asks != 2 {
+			t.Errorf("got %d requests, want 2", b.asks)
+		}
+	})
+}

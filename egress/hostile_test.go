@@ -418,6 +418,9 @@ func TestCredentialsThatCanNotBeUsed(t *testing.T) {
 		"no reason": {func(string) (*api.Credential, error) {
 			return nil, &api.Error{Status: 403, Code: api.JustificationRequired, Detail: "policy requires a justification"}
 		}, egress.CodeNoCredential, "--why"},
+		"no ticket": {func(string) (*api.Credential, error) {
+			return nil, &api.Error{Status: 403, Code: api.TicketRequired, Detail: "policy requires a ticket"}
+		}, egress.CodeNoCredential, "--ticket"},
 		"unreachable":  {func(string) (*api.Credential, error) { return nil, errors.New("dial " + token) }, egress.CodeNoCredential, ""},
 		"another type": {secret(api.Secret{"password": token}), egress.CodeNoCredential, "no field"},
 		"a line break": {secret(api.Secret{"token": token + "\r\nX: y"}), egress.CodeNoCredential, ""},

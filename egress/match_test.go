@@ -121,6 +121,24 @@ func TestMatchRefusesMethodsAndHeaders(t *testing.T) {
 	}
 }
 
+// A refused method is answered with the methods of all rules that match the path.
+func TestMatchNamesMethods(t *testing.T) {
+	rule := func(method, path string) func(*api.Egress) {
+		return func(e *api.Egress) { e.Allow[0].Methods, e.Allow[0].Paths = []string{method}, []string{path} }
+	}
+	p := compile(t, offer("read", rule("GET", "/t/**"), "api.acme.test"), offer("write", rule("PUT", "/t/*"), "api.acme.test"), offer("close", rule("POST", "/t/*/close"), "api.acme.test"))
+	for path, want := range map[string]string{
+		"/t/1":       "No rule allows DELETE for this host and path: use one of GET, PUT",
+		"/t/1/close": "No rule allows DELETE for this host and path: use one of GET, POST",
+		"/t/1/2/3":   "No rule allows DELETE for this host and path: use GET",
+		"/other":     "No rule allows DELETE for this host: use one of GET, POST, PUT",
+	} {
+		if _, _, err := p.Match("DELETE", "https://api.acme.test"+path, nil); codeOf(err) != egress.CodeMethod || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", path, err, want)
+		}
+	}
+}
+
 // An encoded slash, a semicolon or an encoded percent sign passes where the rule writes it.
 func TestRulesCanAllowEncodedSlashes(t *testing.T) {
 	p := compile(t, offer("a", func(e *api.Egress) {

@@ -218,6 +218,8 @@ func (p *Policy) match(c call, holds func(entitlement string) bool) (t Target, e
 	switch {
 	case best == nil && closest == nil:
 		return t, refuse(CodeHost, p.nextHosts(), "No rule allows calls to %s", clip(o.authority()))
+	case best == nil && closest.Code == CodeMethod:
+		return t, p.refuseMethod(c, o, path.segments)
 	case best == nil:
 		return t, closest
 	}
@@ -256,15 +258,48 @@ func (p *Policy) rulesOf(o origin) []*rule {
 // check returns why a rule does not allow a call to its host.
 func (r *rule) check(c call, path []string, query string) *Refusal {
 	if !slices.Contains(r.methods, c.method) {
-		return refuse(CodeMethod, "use one of "+strings.Join(r.methods, ", "), "No rule allows %s for this host and path", clip(c.method))
+		return &Refusal{Code: CodeMethod} // refuseMethod states what all rules allow
 	}
-	if !slices.ContainsFunc(r.paths, func(p pathPattern) bool { return p.match(path) }) {
+	if !r.matches(path) {
 		return refuse(CodePath, "use a path that the rules of the entitlement list", "No rule allows this path with %s", c.method)
 	}
 	if c.websocket && !r.websocket {
 		return refuse(CodeWebSocket, "call without an upgrade", "No rule allows a WebSocket for this path")
 	}
 	return checkQuery(query, r.query)
+}
+
+// refuseMethod refuses a method that no rule of the host allows. The advice is the methods
+// of the rules that match the path, or, without one, of all rules of the host.
+func (p *Policy) refuseMethod(c call, o origin, path []string) *Refusal {
+	var ofHost, ofPath []string
+	for _, r := range p.rulesOf(o) {
+		if c.entitlement != "" && r.grant.name != c.entitlement {
+			continue
+		}
+		ofHost = append(ofHost, r.methods...)
+		if r.matches(path) {
+			ofPath = append(ofPath, r.methods...)
+		}
+	}
+	if len(ofPath) > 0 {
+		return refuse(CodeMethod, "use "+oneOf(ofPath), "No rule allows %s for this host and path", clip(c.method))
+	}
+	return refuse(CodeMethod, "use "+oneOf(ofHost), "No rule allows %s for this host", clip(c.method))
+}
+
+// oneOf names alternatives, each once.
+func oneOf(names []string) string {
+	names = slices.Compact(slices.Sorted(slices.Values(names)))
+	if len(names) == 1 {
+		return names[0]
+	}
+	return "one of " + strings.Join(names, ", ")
+}
+
+// matches reports whether a rule names a path.
+func (r *rule) matches(path []string) bool {
+	return slices.ContainsFunc(r.paths, func(p pathPattern) bool { return p.match(path) })
 }
 
 // rank orders refusals by how much of a rule matched.

@@ -209,6 +209,14 @@ func originOf(address string) (origin, error) {
 	return origin{"https", host, port}, nil
 }
 
+// nextOf has the next step after errors of the broker about what the edge did not state.
+var nextOf = map[api.Code]string{
+	api.JustificationRequired: `state why the calls are needed: start "broker proxy" with --why`,
+	api.TicketRequired:        `name a ticket: start "broker proxy" with --ticket`,
+	api.InvalidScope:          `name scopes: start "broker proxy" with --scope and one --entitlement`,
+	api.InvalidParameter:      `name parameters: start "broker proxy" with --param and one --entitlement`,
+}
+
 // credential returns the credential of a call.
 func (t *Transport) credential(ctx context.Context, entitlement string) (*api.Credential, *Refusal) {
 	c, err := t.Credentials.Credential(ctx, entitlement)
@@ -220,15 +228,15 @@ func (t *Transport) credential(ctx context.Context, entitlement string) (*api.Cr
 		return c, nil
 	case errors.As(err, &pending):
 		id := pending.Request.ID
-		r := refuse(CodePending, "tell the person that "+id+" waits for approval, and make the same call again once it is approved", "The call needs an approval, and request %s waits for it", id)
+		r := refuse(CodePending, "make the same call again once "+id+" is approved", "The call needs an approval, and request %s waits for it", id)
 		r.Request, r.Err = id, err
 		return nil, r
 	case errors.As(err, &refused):
 		return nil, refused
 	case errors.As(err, &problem):
-		next := "see the reason, or call under another entitlement"
-		if problem.Code == api.JustificationRequired {
-			next = "state why the calls are needed: start \"broker proxy\" with --why"
+		next := nextOf[problem.Code]
+		if next == "" {
+			next = "see the reason, or call under another entitlement"
 		}
 		r := refuse(CodeNoCredential, next, "The broker refused the credential: %s", problem.Detail)
 		r.Err = err

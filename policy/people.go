@@ -10,7 +10,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// peopleName names the file of people whose access ends, beside the policies.
+// peopleName names the file of people whose access ends, next to the policies.
 const peopleName = "people.yaml"
 
 // A personText is one entry of people.yaml, "<provider>/<subject>".

@@ -13,7 +13,7 @@ import (
 	"accessbroker.internal/broker"
 )
 
-// suppliersName names the file of suppliers, beside the policies.
+// suppliersName names the file of suppliers, next to the policies.
 const suppliersName = "suppliers.yaml"
 
 const maxQuestion = 500 // bytes

@@ -78,7 +78,7 @@ const defaultGrace = 5 * time.Second
 func (a *app) ciCommand() *cobra.Command {
 	var f ciFlags
 	c := &cobra.Command{
-		Use:   "ci ENTITLEMENT[=SCOPE,...] ... -- COMMAND [ARG ...]",
+		Use:   "ci ENTITLEMENT[=SCOPE,...] ... [flags] -- COMMAND [ARG ...]",
 		Short: "Run a step of a pipeline with credentials, then return them",
 		Long:  ciHelp + exitHelp,
 		Example: `  broker ci orders-db-ro -- psql -h db.acme.test orders -f report.sql

@@ -21,7 +21,7 @@ import (
 // keepNothing shows an agent that calls an API and has no credential to reveal.
 func (d *demo) keepNothing(ctx context.Context) error {
 	d.tell.Open("The agent is asked for its credential, and has none to reveal")
-	d.tell.Say("This agent has no identity and no credential, only the socket of a program beside it, which makes its calls.")
+	d.tell.Say("This agent has no identity and no credential, only the socket of a program that makes its calls.")
 	client, err := d.connectAgent(ctx)
 	if err != nil {
 		return err

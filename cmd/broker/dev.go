@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"text/template"
 
 	"github.com/spf13/cobra"
@@ -73,12 +74,16 @@ func (a *app) runDev(ctx context.Context, dir string, at devworld.Addresses) (er
 		return err
 	}
 	log, _ := newLogger(a.err, "text", slog.LevelWarn) // of this level, no line waits
-	return w.Run(ctx, log, func(ctx context.Context) error {
+	err = w.Run(ctx, log, func(ctx context.Context) error {
 		a.welcome(w)
 		<-ctx.Done()
 		fmt.Fprintln(a.out, "\nbroker dev has stopped.")
 		return nil
 	})
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%w: end the other program, which may be another broker dev, or use other addresses: --listen, --pages, --login, --tickets", err)
+	}
+	return err
 }
 
 // programDir returns the folder of this program, if it was started by a path instead

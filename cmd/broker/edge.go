@@ -13,7 +13,7 @@ import (
 	"accessbroker.internal/egress"
 )
 
-// An edge makes calls beside an agent: it keeps the credentials, and follows the rules
+// An edge makes calls next to an agent: it keeps the credentials, and follows the rules
 // that the broker has for the caller.
 type edge struct {
 	source *egress.Source

@@ -77,7 +77,7 @@ func (a *app) execCommand() *cobra.Command {
 	var how handover
 	var noRenew bool
 	c := &cobra.Command{
-		Use:   "exec ENTITLEMENT|REQUEST -- COMMAND [ARG ...]",
+		Use:   "exec ENTITLEMENT|REQUEST [flags] -- COMMAND [ARG ...]",
 		Short: "Run a command with a credential, then return it",
 		Long:  execHelp + exitHelp,
 		Example: `  broker exec tickets-api --scope tickets:read --why "nightly report" -- ./report.sh

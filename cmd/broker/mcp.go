@@ -15,7 +15,7 @@ import (
 
 const mcpHelp = `mcp is a server of the Model Context Protocol (revisions 2026-07-28 and
 2025-11-25) on standard input and output, which an AI agent's runtime starts
-beside the agent. It has the tools list_access, request_access, access_status,
+next to the agent. It has the tools list_access, request_access, access_status,
 release_access and call_api, and acts with the identity of this process. The
 agent never receives a credential. With call_api it calls the APIs that the
 egress rules of its entitlements list: mcp adds the credential to the call,

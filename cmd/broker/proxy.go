@@ -75,7 +75,7 @@ type proxyFlags struct {
 func (a *app) proxyCommand() *cobra.Command {
 	var f proxyFlags
 	c := &cobra.Command{
-		Use:   "proxy -- COMMAND [ARG ...]",
+		Use:   "proxy [flags] -- COMMAND [ARG ...]",
 		Short: "Run a command whose calls carry credentials that it never sees",
 		Long:  proxyHelp + exitHelp,
 		Example: `  broker proxy --why "triage of INC-4711" -- ./agent
@@ -149,7 +149,7 @@ func (a *app) proxy(ctx context.Context, f *proxyFlags, command []string) error 
 	if f.connect != "" {
 		return a.connectProxy(ctx, f, program, command)
 	}
-	if a.getenv("GOGC") == "" { // a proxy runs beside every agent: memory counts more than time
+	if a.getenv("GOGC") == "" { // a proxy runs next to every agent: memory counts more than time
 		debug.SetGCPercent(proxyGCPercent)
 	}
 	// Once the command runs, a signal is the command's, as for exec.

@@ -123,6 +123,12 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
+// flagOf has the flags for what a request did not state.
+var flagOf = map[api.Code]string{
+	api.JustificationRequired: `--why, as in --why "triage of INC-4711"`,
+	api.TicketRequired:        `--ticket, as in --ticket INC-4711`,
+}
+
 // printError prints an error and what the user can do about it.
 func (a *app) printError(err error) {
 	var resumable *resumableError
@@ -138,6 +144,9 @@ func (a *app) printError(err error) {
 	var e *api.Error
 	if !errors.As(err, &e) {
 		fmt.Fprintf(a.err, "broker: %s\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "))
+		if errors.Is(err, syscall.ECONNREFUSED) && api.Unreachable(err) {
+			fmt.Fprintln(a.err, "  check that the broker is running, and its URL: --server or BROKER_URL")
+		}
 		return
 	}
 	if e.Code == "" {
@@ -151,6 +160,9 @@ func (a *app) printError(err error) {
 	fmt.Fprintf(a.err, "broker: %s: %s\n", printable(string(e.Code)), printable(text))
 	if u, err := url.Parse(a.server()); err == nil && u.Path != "" && e.Code == api.NotFound {
 		fmt.Fprintf(a.err, "  the URL was %s; check its path\n", u)
+	}
+	if flag := flagOf[e.Code]; flag != "" {
+		fmt.Fprintf(a.err, "  use %s\n", flag)
 	}
 	for _, reason := range e.Reasons {
 		fmt.Fprintf(a.err, "  reason: %s\n", printable(reason))

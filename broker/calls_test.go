@@ -2,9 +2,11 @@ package broker_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -94,5 +96,32 @@ func TestCountsAreBounded(t *testing.T) {
 	other := broker.Self(workload("spiffe://acme.test/agent/other", now), now)
 	if _, err := w.broker.Calls.Count(t.Context(), other, l.ID, broker.CallTotals{Made: 1}); !errors.Is(err, broker.ErrNotFound) {
 		t.Errorf("another caller: got %v", err)
+	}
+}
+
+// The effect that approvers read has the calls of the rules, within bounds.
+func TestEffectHasCalls(t *testing.T) {
+	w, l, now := called(t, false)
+	me := broker.Self(agent(now), now)
+	effect := func(rules ...broker.EgressRule) string {
+		t.Helper()
+		w.broker.Rules().Catalogue["tickets"].Egress = &broker.Egress{Allow: rules}
+		r, err := w.broker.Request(t.Context(), me, l.Request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := w.broker.Effect(t.Context(), me, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	rule := broker.EgressRule{Hosts: []string{"a.acme.test", "b.acme.test"}, Methods: []string{"GET", "PUT"}, Paths: []string{"/v1/*", "/v2/**"}}
+	if got, want := effect(rule), "calls through broker proxy and call_api:\n  GET, PUT /v1/*, /v2/** on a.acme.test, b.acme.test"; !strings.HasSuffix(got, want) {
+		t.Errorf("got %q, want %q at the end", got, want)
+	}
+	long := broker.EgressRule{Hosts: []string{"a.acme.test"}, Methods: []string{"GET"}, Paths: []string{"/" + strings.Repeat("ä", 2000)}}
+	if got := effect(slices.Repeat([]broker.EgressRule{long}, 50)...); len(got) > 12<<10 || !utf8.ValidString(got) || !strings.HasSuffix(got, "and those of 30 more rules") {
+		t.Errorf("got %d bytes: …%q", len(got), got[max(0, len(got)-60):])
 	}
 }

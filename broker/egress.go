@@ -2,6 +2,7 @@ package broker
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -29,6 +30,30 @@ type EgressRule struct {
 	Headers               []string
 	WebSocket             bool
 	Addresses             []string
+}
+
+// Bounds of what approvers read about the rules.
+const (
+	maxDescribed     = 20  // rules
+	maxDescribedText = 500 // bytes of one
+)
+
+// describe returns the calls that the rules allow, for approvers.
+func (e *Egress) describe() string {
+	lines := []string{"calls through broker proxy and call_api:"}
+	for i := range e.Allow {
+		if i == maxDescribed {
+			lines = append(lines, "  and those of "+strconv.Itoa(len(e.Allow)-i)+" more rules")
+			break
+		}
+		r := &e.Allow[i]
+		line := strings.Join(r.Methods, ", ") + " " + strings.Join(r.Paths, ", ") + " on " + strings.Join(r.Hosts, ", ")
+		if len(line) > maxDescribedText {
+			line = strings.ToValidUTF8(line[:maxDescribedText], "") + "…"
+		}
+		lines = append(lines, "  "+line)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // Digest returns the digest of the rules. It is part of the entitlement's effect, so that

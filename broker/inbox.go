@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -202,7 +203,7 @@ func (b *Broker) CanDecide(caller Caller, r *Request) (vote, review bool) {
 }
 
 // Effect returns the issuer's description of what a credential of the request
-// can do; empty if the issuer has none.
+// can do, and the calls that an edge makes with it; empty if there is neither.
 func (b *Broker) Effect(ctx context.Context, caller Caller, r *Request) (string, error) {
 	if err := b.checkView(ctx, caller, r); err != nil {
 		return "", err
@@ -211,9 +212,12 @@ func (b *Broker) Effect(ctx context.Context, caller Caller, r *Request) (string,
 	if e == nil {
 		return "", nil
 	}
-	d, ok := b.cfg.Issuers[e.Issuer].(Describer)
-	if !ok {
-		return "", nil
+	var effect string
+	if d, ok := b.cfg.Issuers[e.Issuer].(Describer); ok {
+		effect = d.Describe(e, r.Scopes, r.Parameters)
 	}
-	return d.Describe(e, r.Scopes, r.Parameters), nil
+	if e.Egress != nil {
+		effect = strings.TrimPrefix(effect+"\n"+e.Egress.describe(), "\n")
+	}
+	return effect, nil
 }

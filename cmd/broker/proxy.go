@@ -37,9 +37,9 @@ have a random token, so that other processes can't use the proxy.
 
 proxy removes this program's own variables, the sockets of SPIFFE, and the
 credentials of common tools from the command's environment. Some tools refuse to
-call without a credential: --placeholder GH_TOKEN sets such a variable to a text
-that is no credential. For rules with AWS signatures, the variables of the AWS
-tools have placeholders, and the proxy signs each call again.
+call without a credential: --placeholder GH_TOKEN sets such a variable to a
+placeholder. For rules with AWS signatures, the variables of the AWS tools have
+placeholders, and the proxy signs each call again.
 
 A credential is requested at its first use, renewed while the command runs, and
 returned at the end. Where policy demands approval, the call is refused at once
@@ -94,7 +94,7 @@ func (a *app) proxyCommand() *cobra.Command {
 	c.Flags().Var(&f.ask.parameters, "param", "with one --entitlement: a parameter of it, as name=value; repeatable")
 	c.Flags().Var((*positiveFlag)(&f.ask.ttl), "ttl", "how long each credential is valid (default: the entitlement's)")
 	c.Flags().Var((*positiveFlag)(&f.ask.duration), "duration", "how long credentials can be collected (default: the entitlement's)")
-	c.Flags().StringSliceVar(&f.placeholders, "placeholder", nil, "set this variable of the command to a text that is no credential; repeatable")
+	c.Flags().StringSliceVar(&f.placeholders, "placeholder", nil, "set this variable of the command to a placeholder, for tools that need one to call; repeatable")
 	c.Flags().StringVar(&f.socket.path, "socket", "", "listen on this Unix socket, without a command")
 	f.socket.addPeer(c)
 	c.Flags().StringVar(&f.connect, "connect", "", "use the proxy behind this Unix socket")

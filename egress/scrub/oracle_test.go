@@ -22,6 +22,7 @@ import (
 type oracle struct {
 	text    string
 	needles []needle
+	whole   bool        // lines can be short
 	ways    [][]reading // of the text at each place
 	lines   [][]int     // the places after the line breaks at each place
 	seen    map[[2]int]int
@@ -103,7 +104,7 @@ var fullLine = regexp.MustCompile(`[0-9A-Za-z+/\-_=\\%]{16}$`)
 
 // line returns the place after a line break, or 0.
 func (o *oracle) line(at, level int) int {
-	if !fullLine.MatchString(o.text[max(at-minLine, 0):at]) {
+	if !o.whole && !fullLine.MatchString(o.text[max(at-minLine, 0):at]) {
 		return 0
 	}
 	lines := ""
@@ -316,10 +317,11 @@ func FuzzScrub(f *testing.F) {
 		text := compose(r, secrets, extra[:min(len(extra), 100)])
 		text = text[:min(len(text), 600)] + strings.Repeat("\x01", 100)
 		s := New(secrets...)
-		want := (&oracle{text: text, needles: s.needles}).mask()
+		want := (&oracle{text: text, needles: s.needles, whole: true}).mask()
 		if got := s.String(text); got != want {
 			t.Fatalf("secrets %q\ntext %q\ngot  %q\nwant %q", secrets, text, got, want)
 		}
+		want = (&oracle{text: text, needles: s.needles}).mask()
 		for range 5 {
 			got, err := io.ReadAll(s.Reader(io.NopCloser(&splits{r: r, text: text})))
 			if err != nil || string(got) != want {

@@ -5,17 +5,24 @@
 // that the framing of a protocol stays true. It finds a secret of at least [MinLength]
 // bytes in these forms, in either case of ASCII letters:
 //
-//   - as it is, and as UTF-16;
+//   - as it is, in UTF-16, UTF-32 and Latin-1;
 //   - in base64 with the standard and the URL alphabet, at all three alignments, padded
 //     or not, with line breaks; also base64 in base64, and base64 of a secret that is
 //     escaped for JSON or a URL;
-//   - in hexadecimal digits, with line breaks; as a list of decimal numbers;
+//   - in hexadecimal digits, with line breaks, colons or spaces; as a list of decimal numbers;
 //   - with any of its characters escaped: %41 and + for a space, \u0041, \x41, \101, \/
 //     and the like, &#65;, &#x41; and &quot;. Escapes of escapes count to a depth of
 //     three: \\u0041, %5Cu0041, %2541. The forms above can be escaped, too.
 //
 // A secret with line breaks, such as a private key, is found line by line. The signature
 // of a JSON Web Token is a secret of its own: claims and signature make a token.
+//
+// # Speed
+//
+// A reader passes on text, JSON and binary data at several hundred megabytes per second
+// and core, without allocations per read. An answer that consists of escapes is the
+// slowest: the bound is 20 MB/s for up to 8 secrets. A long escaped start of a secret is
+// searched anew with each read until it ends.
 //
 // # Limits
 //

@@ -16,8 +16,15 @@ func (c *scan) search() {
 	if !c.s.index.wraps {
 		return
 	}
+	line := minLine
+	if c.text.whole {
+		line = 0
+	}
 	for _, b := range []byte("\r\n \t") {
-		c.eachByte(b, c.broken)
+		c.eachByte(b, func(at int) int {
+			c.broken(at)
+			return line + 1 // a line has no such byte
+		})
 	}
 }
 
@@ -167,29 +174,28 @@ func (c *scan) backslashes(src []byte) (skip int) {
 }
 
 // broken finds the occurrences in base64 whose first line break is at a place.
-func (c *scan) broken(at int) int {
+func (c *scan) broken(at int) {
 	if !c.text.full(at) {
-		return 1
+		return
 	}
 	next, cut := c.text.afterBreak(at)
 	if cut {
 		c.tail(at)
 	}
 	if cut || next == at {
-		return 1
+		return
 	}
 	for level := range depth + 1 {
 		u, cut := decode(c.text.b[next:], level)
 		if cut {
 			c.tail(at)
-			return 1
+			return
 		}
 		c.before(at, fold[u.at(0)], true)
 		if !u.introduces() {
-			return 1
+			return
 		}
 	}
-	return 1
 }
 
 // before tries the needles in which the bytes before a place are followed by a byte that

@@ -21,7 +21,7 @@
 //
 // A reader passes on text, JSON and binary data at several hundred megabytes per second
 // and core, without allocations per read. An answer that consists of escapes is the
-// slowest: the bound is 20 MB/s for up to 8 secrets. A long escaped start of a secret is
+// slowest: the bound is 15 MB/s for up to 8 secrets. A long escaped start of a secret is
 // searched anew with each read until it ends.
 //
 // # Limits

@@ -114,6 +114,7 @@ var dependencies = []dependency{
 	{"slapd", []string{"/usr/sbin/slapd"}, "slapd"},
 	{"ldapmodify", nil, "ldap-utils"},
 	{"kubectl", nil, "kubernetes-client"},
+	{"ip", []string{"/usr/sbin/ip"}, "iproute2"},
 	{"node", nil, "nodejs"},
 	{"npm", nil, "npm"},
 	// Debian's Python finds Debian's modules; another one on the PATH does not.

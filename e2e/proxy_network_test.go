@@ -126,7 +126,7 @@ func startFarHost(t *testing.T, pair tls.Certificate) *farHost {
 	_, _ = rand.Read(octets[:])
 	near := netip.AddrFrom4([4]byte{10, 200 + octets[0]%50, octets[1], 1})
 	h := &farHost{address: near.Next()}
-	program := built(t, "ip")
+	program := installed(t, "ip")
 	ip := func(args ...string) {
 		t.Helper()
 		if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {

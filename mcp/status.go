@@ -16,7 +16,7 @@ import (
 // An Access is a request of the caller, and what came of it.
 type Access struct {
 	Handle       string   `json:"handle,omitempty" jsonschema:"pass it to access_status and release_access; only you can use it"`
-	Status       string   `json:"status,omitempty" jsonschema:"pending, approved, denied, withdrawn, lapsed (nobody decided in time) or ended (its time is over)"`
+	Status       string   `json:"status,omitempty" jsonschema:"pending, approved, denied, withdrawn, lapsed (not decided in time) or ended (its time is over)"`
 	Summary      string   `json:"summary" jsonschema:"what happened"`
 	Next         string   `json:"next" jsonschema:"what to do next"`
 	Entitlement  string   `json:"entitlement,omitempty"`
@@ -24,7 +24,7 @@ type Access struct {
 	Details      []detail `json:"authorization_details,omitempty" jsonschema:"the only things that the credential is good for"`
 	TTL          string   `json:"ttl,omitempty" jsonschema:"how long each credential is valid"`
 	WaitsFor     []string `json:"waits_for,omitempty" jsonschema:"who has to approve"`
-	LapsesAt     string   `json:"lapses_at,omitempty" jsonschema:"when the request ends if nobody decides"`
+	LapsesAt     string   `json:"lapses_at,omitempty" jsonschema:"when the request ends without a decision"`
 	CollectFrom  string   `json:"collect_from,omitempty"`
 	CollectUntil string   `json:"collect_until,omitempty"`
 	Collect      string   `json:"collect,omitempty" jsonschema:"the command with which your runtime collects the credential, outside this conversation"`

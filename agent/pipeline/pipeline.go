@@ -41,12 +41,12 @@ type Platform struct {
 // of predefined variables.
 var platforms = []Platform{
 	{
-		Name: "GitHub Actions", Masks: true, Hint: `add "permissions: id-token: write" to it`, marker: "GITHUB_ACTIONS", value: "true",
+		Name: "GitHub Actions", Masks: true, Hint: `add "permissions: id-token: write" to the job`, marker: "GITHUB_ACTIONS", value: "true",
 		repository: []string{"GITHUB_REPOSITORY"}, job: []string{"GITHUB_WORKFLOW"}, run: []string{"GITHUB_RUN_ID"},
 		ref: []string{"GITHUB_REF"}, commit: []string{"GITHUB_SHA"}, by: []string{"GITHUB_ACTOR"},
 	},
 	{
-		Name: "GitLab", Variable: TokenVariable, Hint: "add id_tokens to it, with BROKER_ID_TOKEN and the broker's URL as aud", marker: "GITLAB_CI", value: "true",
+		Name: "GitLab", Variable: TokenVariable, Hint: "add id_tokens to the job, with BROKER_ID_TOKEN and the broker's URL as aud", marker: "GITLAB_CI", value: "true",
 		repository: []string{"CI_PROJECT_PATH"}, job: []string{"CI_JOB_NAME"}, run: []string{"CI_PIPELINE_ID"},
 		ref: []string{"CI_COMMIT_REF_NAME"}, commit: []string{"CI_COMMIT_SHA"}, by: []string{"GITLAB_USER_LOGIN"}, link: []string{"CI_PIPELINE_URL"},
 	},
@@ -73,7 +73,7 @@ var platforms = []Platform{
 }
 
 // other is a machine that runs no known platform.
-var other = Platform{Name: "a pipeline", Variable: TokenVariable, Hint: "set it to a token of the machine, or use --token-file or SPIFFE_ENDPOINT_SOCKET"}
+var other = Platform{Name: "a pipeline", Variable: TokenVariable, Hint: "set it to an OIDC token of the machine, or use --token-file or SPIFFE_ENDPOINT_SOCKET"}
 
 // Detect returns the platform that runs this process.
 func Detect(getenv func(string) string) Platform {

@@ -178,7 +178,7 @@ func (j *ciJob) identity() (clientConfig, error) {
 			j.app.client.tokenFrom = fromVariable + j.platform.Variable
 		}
 		if j.platform.Variable != "" && j.getenv(j.platform.Variable) == "" {
-			return clientConfig{}, usage("%s has no token of this job in %s: %s", j.platform.Name, j.platform.Variable, j.platform.Hint)
+			return clientConfig{}, usage("%s is empty, so this job of %s can't prove its identity: %s", j.platform.Variable, j.platform.Name, j.platform.Hint)
 		}
 	}
 	return j.callerConfig()

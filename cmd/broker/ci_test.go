@@ -301,7 +301,7 @@ func TestCIOnGitLab(t *testing.T) {
 	w := newCIWorld(t)
 	w.env = append(w.env, "GITLAB_CI=true", "CI_PROJECT_PATH=acme/shop", "CI_JOB_NAME=migrate", "CI_PIPELINE_ID=9")
 	_, errs := w.run(exitUsage, reading, "--", "true")
-	if !strings.Contains(errs, "GitLab has no token of this job in BROKER_ID_TOKEN: add id_tokens") {
+	if !strings.Contains(errs, "BROKER_ID_TOKEN is empty, so this job of GitLab can't prove its identity: add id_tokens") {
 		t.Errorf("got %q", errs)
 	}
 	token := w.jwt()

@@ -121,7 +121,8 @@ func NewKeeper(cfg KeeperConfig) *Keeper {
 }
 
 // Credential returns a valid credential of an entitlement. The error is a *PendingError
-// if a request waits for approval, and otherwise the reason why there is none.
+// if a request waits for approval, and otherwise tells why the
+// broker issued no credential.
 func (k *Keeper) Credential(ctx context.Context, entitlement string) (*api.Credential, error) {
 	k.mu.Lock()
 	e, err := k.entry(entitlement)
@@ -328,7 +329,7 @@ func (k *Keeper) Follow(entitlement, request string) error {
 }
 
 // Rejected reports whether a call that its target rejected, as by HTTP status 401 or
-// 403, is worth one repetition: the Keeper has another credential by now, or the lease
+// 403, is worth one repetition: the Keeper already has another credential, or the lease
 // of this one has ended, so that the next call obtains another.
 func (k *Keeper) Rejected(ctx context.Context, c *api.Credential) bool {
 	k.mu.Lock()

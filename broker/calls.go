@@ -10,8 +10,8 @@ import (
 // Calls accounts for the calls in which edges use credentials on behalf of their holders.
 type Calls struct{ b *Broker }
 
-// A Call is one that an edge is about to make. Whoever announces it has checked it against
-// the rules of the entitlement.
+// A Call is one that an edge is about to make. The edge has checked it against the rules
+// of the entitlement.
 type Call struct {
 	Method string
 	Target string // the URL without its query

@@ -96,8 +96,8 @@ func (k *kube) start(t testing.TB) {
 	})
 }
 
-// rotate gives the API server another key for tokens, as an operator does whose old key
-// was stolen.
+// rotate replaces the key with which the API server signs tokens. An operator does so when
+// the key was stolen.
 func (k *kube) rotate(t testing.TB) {
 	t.Helper()
 	k.server.stop()

@@ -58,7 +58,7 @@ func TestTwoHundredCredentials(t *testing.T) {
 	}
 }
 
-// metricOf returns the value of a metric; zero if there is none yet.
+// metricOf returns the value of a metric; zero before the metric first appears.
 func metricOf(t *testing.T, address, pattern string) int {
 	t.Helper()
 	resp, err := http.Get("http://" + address + "/metrics")

@@ -14,7 +14,7 @@ import (
 	"accessbroker.internal/egress"
 )
 
-// A lookup answers for all hosts. Its answers change with each question.
+// A lookup is a resolver that knows every host. Its answers change with each question.
 type lookup struct {
 	answers [][]string
 	asked   atomic.Int32

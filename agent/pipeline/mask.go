@@ -13,8 +13,8 @@ import (
 // a log in which each "a" is masked.
 const minMask = 4
 
-// maxWrite is how many bytes reach a pipe in one piece, whoever else writes to it (PIPE_BUF
-// on Linux).
+// maxWrite is the number of bytes that a pipe receives in one piece even if other processes
+// write to it (PIPE_BUF on Linux).
 const maxWrite = 4096
 
 // MaskCommands writes the workflow commands by which GitHub's runner removes secrets from

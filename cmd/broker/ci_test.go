@@ -187,15 +187,7 @@ func TestCIEndsACanceledJob(t *testing.T) {
 	for _, signals := range [][]syscall.Signal{{syscall.SIGINT}, {syscall.SIGINT, syscall.SIGINT}} {
 		grace := map[int]string{1: "100ms", 2: "10h"}[len(signals)]
 		cmd := w.job(reading, "--grace", grace, "--", "signals")
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
-		wantLine(t, lines, "ready")
+		lines := startReady(t, cmd)
 		for _, s := range signals {
 			if err := cmd.Process.Signal(s); err != nil {
 				t.Fatal(err)
@@ -216,15 +208,7 @@ func TestCIEndsWithItsShell(t *testing.T) {
 	cmd := exec.Command("sh", "-c", "broker ci "+reading+" -- signals; true")
 	cmd.Env, cmd.Dir = w.env, w.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(out)
-	wantLine(t, lines, "ready")
+	lines := startReady(t, cmd)
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

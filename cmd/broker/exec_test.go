@@ -84,6 +84,21 @@ func exitCodeOf(t *testing.T, cmd *exec.Cmd) int {
 	return cmd.ProcessState.ExitCode()
 }
 
+// startReady starts a command and returns its output after the line "ready".
+func startReady(t *testing.T, cmd *exec.Cmd) *bufio.Scanner {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	wantLine(t, lines, "ready")
+	return lines
+}
+
 // wantLine reads lines until one is want. It fails at another line about a signal.
 func wantLine(t *testing.T, r *bufio.Scanner, want string) {
 	t.Helper()
@@ -116,15 +131,7 @@ func TestExecRelaysSignals(t *testing.T) {
 	w := newExecWorld(t)
 	cmd := w.exec(nil, []string{"signals"})
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(out)
-	wantLine(t, lines, "ready")
+	lines := startReady(t, cmd)
 	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGALRM, syscall.SIGINT} {
 		// The whole group, as a supervisor does it.
 		if err := syscall.Kill(-cmd.Process.Pid, s); err != nil {
@@ -161,15 +168,7 @@ func TestExecInTerminal(t *testing.T) {
 func TestKilledExecEndsItsCommand(t *testing.T) {
 	w := newExecWorld(t)
 	cmd := w.exec(nil, []string{"signals"})
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(out)
-	wantLine(t, lines, "ready")
+	lines := startReady(t, cmd)
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// inOwnGroup gives a command a process group of its own, which ends with its context.
+// inOwnGroup puts a command into a process group of its own, which ends with its context.
 func inOwnGroup(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { endGroup(cmd); return nil }

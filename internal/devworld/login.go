@@ -207,6 +207,11 @@ func (p *login) idJAG(w http.ResponseWriter, r *http.Request) {
 	signed, err := p.sign("oauth-id-jag+jwt", jwt.MapClaims{
 		"sub": person, "aud": p.broker, "client_id": agentClient, "jti": rand.Text(), "name": nameOf(person),
 	}, time.Now())
+	writeToken(w, signed, err)
+}
+
+// writeToken writes a signed token, or an error if signing failed.
+func writeToken(w http.ResponseWriter, signed string, err error) {
 	if err != nil {
 		http.Error(w, "signing failed", http.StatusInternalServerError)
 		return

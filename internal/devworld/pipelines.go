@@ -45,11 +45,5 @@ func (p *login) jobToken(w http.ResponseWriter, r *http.Request) {
 		"aud": p.broker, "jti": rand.Text(), "sub": "repo:" + repository + ":ref:" + ref,
 		"repository": repository, "repository_id": id, "ref": ref, "event_name": "push",
 	}, time.Now())
-	if err != nil {
-		http.Error(w, "signing failed", http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-store")
-	_, _ = fmt.Fprintln(w, signed) // an error means that the caller has gone
+	writeToken(w, signed, err)
 }

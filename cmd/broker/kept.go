@@ -49,6 +49,7 @@ type keptFile struct {
 
 const (
 	maxKept     = 64 << 10 // bytes
+	keptSalt    = 32       // bytes
 	keptPattern = "aws-*.json"
 
 	// refreshMargin is the remaining time below which a new credential is requested:
@@ -186,8 +187,12 @@ func flock(ctx context.Context, f *os.File) error {
 // unlock lets other processes use the credential.
 func (k *kept) unlock() { _ = k.file.Close() }
 
-// aead returns the cipher of a file. Its key is used for one file only.
+// aead returns the cipher of a file. Its key is used for one file only. HKDF pads a short
+// salt with zeros (RFC 5869, section 2.2), so another length could stand for the same salt.
 func (k *kept) aead(salt []byte) (cipher.AEAD, error) {
+	if len(salt) != keptSalt {
+		return nil, fmt.Errorf("the salt has %d bytes, not %d", len(salt), keptSalt)
+	}
 	return broker.CipherFrom(k.proof, salt, "accessbroker/kept/v1\n"+k.id)
 }
 
@@ -243,7 +248,7 @@ func (k *kept) store(c *api.Credential, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	f := keptFile{Lease: c.Lease, Issued: now.UTC().Round(0), Expires: c.ExpiresAt.UTC(), Salt: make([]byte, 32)}
+	f := keptFile{Lease: c.Lease, Issued: now.UTC().Round(0), Expires: c.ExpiresAt.UTC(), Salt: make([]byte, keptSalt)}
 	_, _ = rand.Read(f.Salt) // never fails
 	aead, err := k.aead(f.Salt)
 	if err != nil {

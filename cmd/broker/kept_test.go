@@ -299,7 +299,12 @@ func TestKeptCredentialOpensOnlyForItsCaller(t *testing.T) {
 		"expiry": func(f *keptFile) { f.Expires = f.Expires.Add(time.Hour) },
 		"issued": func(f *keptFile) { f.Issued = f.Issued.Add(time.Second) },
 		"lease":  func(f *keptFile) { f.Lease = "lse_2" },
-		"salt":   func(f *keptFile) { f.Salt = bytes.Clone(f.Salt[:31]) },
+		"salt": func(f *keptFile) {
+			f.Salt = bytes.Clone(f.Salt)
+			f.Salt[0] ^= 1
+		},
+		"shorter salt": func(f *keptFile) { f.Salt = f.Salt[:31] },
+		"longer salt":  func(f *keptFile) { f.Salt = append(bytes.Clone(f.Salt), 0) },
 		"sealed": func(f *keptFile) {
 			f.Sealed = append(bytes.Clone(f.Sealed[:len(f.Sealed)-1]), f.Sealed[len(f.Sealed)-1]^1)
 		},

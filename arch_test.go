@@ -102,6 +102,7 @@ var rooms = map[string][]string{
 	"github.com/cedar-policy/cedar-go":       {"policy"},
 	"github.com/golang-jwt/jwt":              {"issuers/token", "issuers/vault", "cmd/broker", "internal/devworld"}, // cmd/broker: the demo's resource server; internal/devworld: the login
 	"modernc.org/sqlite":                     {"store"},
+	"github.com/jackc/pgx":                   {"store"},
 	"database/sql":                           {"store"},
 	"golang.org/x/mod":                       {"audit", "audit/verify", "store"},
 	"golang.org/x/crypto":                    {"issuers/vault"}, // SSH certificates

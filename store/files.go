@@ -10,20 +10,6 @@ import (
 	"accessbroker.internal/audit"
 )
 
-// scheme is how the URL of a store begins.
-const scheme = "sqlite:"
-
-// ParseURL returns the path of the database that a store's URL names, such as
-// "sqlite:broker.db".
-func ParseURL(u string) (path string, err error) {
-	path, ok := strings.CutPrefix(u, scheme)
-	// A query, and the scheme of SQLite's own URIs, would be part of a file's name.
-	if !ok || path == "" || strings.HasPrefix(path, "//") || strings.HasPrefix(path, "file:") || strings.Contains(path, "?") {
-		return "", fmt.Errorf("the store %q is not of the form sqlite:/path/to/broker.db", u)
-	}
-	return path, nil
-}
-
 // URL returns the URL of the database at a path.
 func URL(path string) string { return scheme + path }
 
@@ -47,7 +33,7 @@ func sqlitePath(u string) (string, error) {
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return "", fmt.Errorf("finding the store %q: %w", u, err)
+		return "", fmt.Errorf("finding the store %s: %w", path, err)
 	}
 	// The lock is next to the database: all links to one database have to lead
 	// to one lock.

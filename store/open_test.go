@@ -20,7 +20,7 @@ func TestOpenReturnsErrors(t *testing.T) {
 	s := open(t, path)
 	for _, test := range []struct{ url, says string }{
 		{"sqlite:" + path, "in use by another broker (process "},
-		{"postgres://localhost/broker", "not of the form sqlite:/path/to/broker.db"},
+		{"mysql://localhost/broker", "unknown scheme"},
 		{"sqlite:", "not of the form"},
 		{"sqlite:" + filepath.Join(path, "x"), "not a directory"},
 	} {

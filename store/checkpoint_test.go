@@ -17,11 +17,11 @@ func fillLog(t *testing.T, s *Store) int64 {
 		if err := i.store(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
-		if sizeOf(t, s.w.path+"-wal") > (checkpointAfter+100)*frame {
+		if sizeOf(t, s.w.engine.(*sqliteEngine).path+"-wal") > (checkpointAfter+100)*frame {
 			t.Fatalf("Run was not woken after %d pages", checkpointAfter)
 		}
 	}
-	return sizeOf(t, s.w.path+"-wal")
+	return sizeOf(t, s.w.engine.(*sqliteEngine).path+"-wal")
 }
 
 func sizeOf(t *testing.T, path string) int64 {
@@ -36,7 +36,7 @@ func sizeOf(t *testing.T, path string) int64 {
 func TestRunCopiesTheWriteAheadLog(t *testing.T) {
 	s := newStore(t)
 	fillLog(t, s)
-	before := sizeOf(t, s.w.path)
+	before := sizeOf(t, s.w.engine.(*sqliteEngine).path)
 	ctx, cancel := context.WithCancel(t.Context())
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.Run(ctx) }()
@@ -47,7 +47,7 @@ func TestRunCopiesTheWriteAheadLog(t *testing.T) {
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
-	if after := sizeOf(t, s.w.path); after <= before {
+	if after := sizeOf(t, s.w.engine.(*sqliteEngine).path); after <= before {
 		t.Errorf("the database has %d bytes, and had %d before", after, before)
 	}
 	works(t, s)
@@ -59,7 +59,7 @@ func TestTheWriteAheadLogIsReused(t *testing.T) {
 	before := fillLog(t, s)
 	s.copied.Store(true)
 	works(t, s)
-	if after := sizeOf(t, s.w.path+"-wal"); after > before {
+	if after := sizeOf(t, s.w.engine.(*sqliteEngine).path+"-wal"); after > before {
 		t.Errorf("the write-ahead log has %d bytes, and had %d before", after, before)
 	}
 }

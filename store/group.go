@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
@@ -33,7 +32,7 @@ func (s *Store) commit(group []*member) {
 	err := s.attempt(group)
 	for tries := 0; errors.Is(err, errMoved) && tries < maxMoved; tries++ {
 		s.forget()
-		if err = s.w.reload(context.Background()); err == nil {
+		if err = s.w.engine.reload(context.Background(), s.w); err == nil {
 			err = s.attempt(group)
 		}
 	}
@@ -95,16 +94,13 @@ func (s *Store) attempt(group []*member) (err error) {
 	w, start := s.w, time.Now()
 	w.reserve.restore(w.now())
 	s.degraded.Store(w.reserve.spent)
-	if s.copied.Swap(false) {
-		_, _ = w.conn.ExecContext(ctx, copyLog) // see checkpoint.go; a later commit copies the rest
-	}
 	committing := false
 	defer func() {
 		if err != nil && !committing {
 			w.rollback()
 		}
 	}()
-	if err := w.step("begin", func() error { return w.exec(ctx, "BEGIN IMMEDIATE") }); err != nil {
+	if err := w.step("begin", func() error { return w.engine.begin(ctx, s) }); err != nil {
 		return err
 	}
 	g := newGroup(s)
@@ -214,12 +210,17 @@ func (g *group) prefetch(ctx context.Context, members []*member) error {
 			wanted[t] = append(wanted[t], id)
 		}
 	}
-	for t, ids := range wanted {
-		if err := g.fetch(ctx, table(t), ids); err != nil {
-			return fmt.Errorf("reading %s: %w", tables[t].name, err)
-		}
+	if g.fetched == nil {
+		return nil
 	}
-	return nil
+	return g.w.engine.fetch(ctx, g.w, &wanted, func(t table, id, body, lease []byte) error {
+		key, err := t.key(id)
+		if err != nil {
+			return err
+		}
+		g.fetched[key] = g.fetchCarried(key, body, lease)
+		return nil
+	})
 }
 
 // remembers reports whether the row of a key is in memory: all blocks, standings and what was
@@ -232,56 +233,6 @@ func (w *writer) remembers(key broker.Key) bool {
 		return w.revision != nil
 	}
 	return false
-}
-
-// fetchSizes are the numbers of ids for which there is a query. They are few, so
-// that each query is prepared once.
-var fetchSizes = []int{1, 8, 64, 512}
-
-func (g *group) fetch(ctx context.Context, t table, ids []any) error {
-	for len(ids) > 0 {
-		n := fetchSizes[len(fetchSizes)-1]
-		if i, _ := slices.BinarySearch(fetchSizes, len(ids)); i < len(fetchSizes) {
-			n = fetchSizes[i]
-		}
-		chunk := slices.Clone(ids[:min(n, len(ids))])
-		ids = ids[len(chunk):]
-		for len(chunk) < n {
-			chunk = append(chunk, nil) // NULL equals no id
-		}
-		query, err := g.w.prepared(ctx, t.fetchIn(n))
-		if err != nil {
-			return err
-		}
-		if err := g.scan(ctx, t, query, chunk); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (g *group) scan(ctx context.Context, t table, query *sql.Stmt, ids []any) (err error) {
-	rows, err := query.QueryContext(ctx, ids...)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var id, body, lease []byte
-		dest := []any{&id, &body, &lease}
-		if t != requests && t != leases {
-			dest = dest[:2]
-		}
-		if err := rows.Scan(dest...); err != nil {
-			return err
-		}
-		key, err := t.key(id)
-		if err != nil {
-			return err
-		}
-		g.fetched[key] = g.fetchCarried(key, body, lease)
-	}
-	return rows.Err()
 }
 
 // run runs one member. A member that fails or panics has no effect on the group. An

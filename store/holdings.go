@@ -172,7 +172,7 @@ func (s *Store) loadHoldings(ctx context.Context) error {
 // fillHoldings has connections of its own: all connections of the pool may be in the
 // hands of callers that wait for it.
 func (s *Store) fillHoldings(ctx context.Context, h *holdings) (err error) {
-	db, err := openPool(dsn(s.w.path, "rw", "query_only(1)", "cache_size(-2048)"), s.presence.check)
+	db, err := s.openPool()
 	if err != nil {
 		return unavailable("loading the live leases", err)
 	}
@@ -364,7 +364,7 @@ func (v *viewTx) leases(ids []broker.LeaseID) (map[broker.LeaseID]*broker.Lease,
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	rows, err := listLeases(v.ctx, v.tx, leases.selectIn(len(ids)), args...)
+	rows, err := listLeases(v.ctx, v.tx, leases.selectIn(idAmong(len(ids))), args...)
 	byID := make(map[broker.LeaseID]*broker.Lease, len(rows))
 	for _, l := range rows {
 		byID[l.ID] = l

@@ -105,7 +105,7 @@ func (s *Store) ready(ctx context.Context) error {
 	}
 	if s.w.stale {
 		s.forget() // the last COMMIT may have happened
-		return s.w.reload(ctx)
+		return s.w.engine.reload(ctx, s.w)
 	}
 	return nil
 }

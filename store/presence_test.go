@@ -152,7 +152,7 @@ func TestCommitUnknownWithLostFiles(t *testing.T) {
 			return f()
 		}
 		// Without its connection, the writer cannot read the head.
-		return errors.Join(errFault, s.w.closeStatements(), s.w.conn.Close(), os.Rename(path, path+".old"))
+		return errors.Join(errFault, s.w.engine.closeStatements(s.w), s.w.conn.Close(), os.Rename(path, path+".old"))
 	}
 	i := newIssuance(t, 1)
 	if err := i.store(t.Context(), s); !errors.Is(err, broker.ErrUnavailable) {
@@ -444,7 +444,7 @@ func TestLeaseIsReadAgainAfterUncertainCommit(t *testing.T) {
 		if step != "commit" {
 			return f()
 		}
-		return errors.Join(f(), errFault, s.w.closeStatements(), s.w.conn.Close(), os.Rename(path, path+".old"))
+		return errors.Join(f(), errFault, s.w.engine.closeStatements(s.w), s.w.conn.Close(), os.Rename(path, path+".old"))
 	}
 	err := s.Update(t.Context(), []broker.Key{id}, func(tx broker.Tx) error {
 		l, err := broker.Get[*broker.Lease](tx, id)

@@ -381,7 +381,7 @@ func TestAClosedStoreReturnsErrors(t *testing.T) {
 // second process could on a file system that ignores locks.
 func secondWriter(t *testing.T, s *Store) *Store {
 	t.Helper()
-	w, err := openWriter(t.Context(), s.w.path, s.cfg, s.presence.check)
+	w, err := openWriter(t.Context(), s.w.engine.(*sqliteEngine).path, s.cfg, s.presence.check)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"strconv"
 	"strings"
 	"time"
 
@@ -365,43 +364,6 @@ func orNull(t time.Time) any {
 // ceilMillis returns the first millisecond that is not before t, so that an
 // index never hides a row that the exact time in its body still shows.
 func ceilMillis(t time.Time) int64 { return t.Add(time.Millisecond - 1).UnixMilli() }
-
-// upsert returns the statement that writes a row of the table.
-func (t table) upsert() string {
-	columns := append([]string{"id", "body"}, tables[t].extra...)
-	var sets []string
-	for _, c := range columns[1:] {
-		sets = append(sets, c+" = excluded."+c)
-	}
-	return fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s) ON CONFLICT (id) DO UPDATE SET %s", tables[t].name,
-		strings.Join(columns, ", "), strings.TrimSuffix(strings.Repeat("?, ", len(columns)), ", "), strings.Join(sets, ", "))
-}
-
-// selectIn returns the query for n rows of the table: their ids and bodies, and of a lease
-// also the column lease (see leaseFrom).
-func (t table) selectIn(n int) string {
-	if t == leases {
-		return leaseFrom(idAmong(n))
-	}
-	return "SELECT id, body FROM " + tables[t].name + " WHERE " + idAmong(n)
-}
-
-// fetchIn is selectIn with the lease that a request carries.
-func (t table) fetchIn(n int) string {
-	if t == requests {
-		return "SELECT id, body, lease FROM requests WHERE " + idAmong(n)
-	}
-	return t.selectIn(n)
-}
-
-// idAmong returns the condition for n ids.
-func idAmong(n int) string {
-	in := "id IN (?1"
-	for i := 2; i <= n; i++ {
-		in += ",?" + strconv.Itoa(i)
-	}
-	return in + ")"
-}
 
 // key returns the key of an id: the reverse of locate.
 func (t table) key(id []byte) (broker.Key, error) {

@@ -62,7 +62,8 @@ type Store struct {
 	surveying *projection // the inventory
 	tallying  *projection // records by their traits
 	readers   *sql.DB
-	gets      [tableCount]*sql.Stmt // one row of a table by id, on readers
+	openPool  func() (*sql.DB, error) // connections for the reading of many rows
+	gets      [tableCount]*sql.Stmt   // one row of a table by id, on readers
 	queue     queue
 	w         *writer // owned by the leader of the queue
 	head      atomic.Pointer[Head]
@@ -123,6 +124,9 @@ func (s *Store) open(ctx context.Context, path string) (err error) {
 	head := s.w.head
 	s.head.Store(&head)
 	s.degraded.Store(s.w.reserve.spent)
+	s.openPool = func() (*sql.DB, error) {
+		return openPool(dsn(path, "rw", "query_only(1)", "cache_size(-2048)"), s.presence.check)
+	}
 	return s.openReaders(ctx, path)
 }
 

@@ -109,7 +109,7 @@ func (t *surveyTally) places(v *viewTx) error {
 		for i := range batch {
 			args[i] = batch[i].Request[:]
 		}
-		rows, err := all[*broker.Request](v, requests, requests.selectIn(len(args)), args...)
+		rows, err := all[*broker.Request](v, requests, requests.selectIn(idAmong(len(args))), args...)
 		if err != nil {
 			return err
 		}

@@ -3,13 +3,9 @@ package store
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"time"
-
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -18,15 +14,12 @@ import (
 // A writer is the one connection that writes, with the state of the database
 // that it keeps in memory between groups. Only the leader of the queue uses it.
 type writer struct {
-	path    string
-	sync    string       // SQLite's synchronous
-	present func() error // returns an error while the files of the database are lost
-	stale   bool         // the state below and the connection are not usable: reload comes first
+	engine  engine
+	url     string // as an operator may see it
+	stale   bool   // the state below and the connection are not usable: reload comes first
 	db      *sql.DB
 	conn    *sql.Conn
 	stmts   map[string]*sql.Stmt // that read, on conn
-	writes  map[string]statement // see statement.go
-	args    []driver.NamedValue  // of the running statement; kept for the next
 	reserve reserve
 	scratch scratch
 
@@ -49,48 +42,15 @@ type writer struct {
 	fault func(step string, f func() error) error
 }
 
-func openWriter(ctx context.Context, path string, cfg Config, present func() error) (*writer, error) {
-	w := &writer{path: path, sync: "FULL", present: present, now: time.Now, reserve: reserve{path: path + ".reserve", size: cfg.Reserve}}
-	if cfg.NoSync {
-		w.sync = "OFF"
-	}
-	// fdatasync is as durable, in half the time: WAL frames need no timestamps.
-	// On systems without it this fails, and SQLite uses fsync.
-	_, _ = sqlite.Fdatasync(true)
-	if err := w.connect(ctx); err != nil {
-		return nil, errors.Join(err, w.close())
-	}
-	if err := migrate(ctx, w.conn); err != nil {
-		return nil, errors.Join(err, w.close())
-	}
-	if err := w.load(ctx); err != nil {
-		return nil, errors.Join(err, w.close())
-	}
-	if err := w.reserve.hold(); err != nil {
-		w.reserve.release(w.now())
-	}
-	return w, nil
+// newWriter returns a writer without a connection.
+func newWriter(e engine, url string) *writer {
+	return &writer{engine: e, url: url, now: time.Now}
 }
 
 func (w *writer) connect(ctx context.Context) (err error) {
-	w.stmts, w.writes = map[string]*sql.Stmt{}, map[string]statement{}
-	w.db, err = openPool(dsn(w.path, "rw", "journal_mode(WAL)", "synchronous("+w.sync+")", "cache_size(-4096)", "temp_store(MEMORY)", "journal_size_limit(67108864)",
-		fmt.Sprintf("wal_autocheckpoint(%d)", checkpointPages)), w.present)
-	if err != nil {
-		return err
-	}
-	w.db.SetMaxOpenConns(1)
-	if w.conn, err = w.db.Conn(ctx); err != nil {
-		return err
-	}
-	var mode string
-	if err := w.conn.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
-		return err
-	}
-	if mode != "wal" {
-		return fmt.Errorf("the file system does not support SQLite's write-ahead log (journal mode %q)", mode)
-	}
-	return nil
+	w.stmts = map[string]*sql.Stmt{}
+	w.db, w.conn, err = w.engine.connect(ctx)
+	return err
 }
 
 func (w *writer) close() error {
@@ -99,11 +59,12 @@ func (w *writer) close() error {
 		errs = append(errs, s.Close())
 	}
 	if w.conn != nil {
-		errs = append(errs, w.closeStatements(), w.conn.Close())
+		errs = append(errs, w.engine.closeStatements(w), w.conn.Close())
 	}
 	if w.db != nil {
 		errs = append(errs, w.db.Close())
 	}
+	w.stmts, w.conn, w.db = nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -173,7 +134,7 @@ func (w *writer) loadTree(ctx context.Context) error {
 		return err
 	}
 	if w.head.Epoch > 0 && tree.Root() != w.head.Root {
-		return fmt.Errorf("the log is damaged: its hashes lead to the root %s, and its head says %s; run `broker audit verify sqlite:%s` to find the record", tree.Root(), w.head.Root, w.path)
+		return fmt.Errorf("the log is damaged: its hashes lead to the root %s, and its head says %s; run `broker audit verify %s` to find the record", tree.Root(), w.head.Root, w.url)
 	}
 	w.tree = tree
 	return nil
@@ -238,30 +199,38 @@ func each(ctx context.Context, q queryer, query string, args []any, f func(*sql.
 	return rows.Err()
 }
 
-// rollback ends a transaction. It fails if SQLite has already ended it, which is
+// rollbackTimeout bounds the end of a transaction that failed.
+const rollbackTimeout = 5 * time.Second
+
+// rollback ends a transaction. It fails if the database has already ended it, which is
 // as good.
 func (w *writer) rollback() {
-	_, _ = w.conn.ExecContext(context.Background(), "ROLLBACK")
+	if w.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), rollbackTimeout)
+	defer cancel()
+	_, _ = w.conn.ExecContext(ctx, "ROLLBACK")
 }
 
 // reset makes the writer usable again after a group that stopped halfway.
 func (w *writer) reset() {
 	w.rollback()
-	_ = w.reload(context.Background()) // stale records a failure
+	_ = w.engine.reload(context.Background(), w) // stale records a failure
 }
 
 // commit makes the transaction durable. A COMMIT that returns an error may have
-// happened: it has if the head row has the nonce.
+// happened: it has if the database has the nonce.
 func (w *writer) commit(ctx context.Context, nonce []byte) error {
-	err := w.step("commit", func() error { return w.exec(ctx, "COMMIT") })
+	err := w.step("commit", func() error { return w.engine.commit(ctx, w) })
 	if err == nil {
 		return nil
 	}
-	w.rollback()
-	if lost := w.reload(ctx); lost != nil {
+	happened, lost := w.engine.committed(ctx, w, nonce)
+	switch {
+	case lost != nil:
 		return lost
-	}
-	if string(w.nonce) == string(nonce) {
+	case happened:
 		return nil
 	}
 	return err
@@ -275,50 +244,13 @@ func (w *writer) step(name string, f func() error) error {
 	return f()
 }
 
-// reload reads the state of the database, and retries for as long as it takes:
-// until it succeeds, the outcome of the last transaction is not known, and no
-// Update may return. It returns an error only when the files of the database are
-// lost: whatever happened to the transaction, its records are lost with them.
-func (w *writer) reload(ctx context.Context) error {
-	err := w.load(ctx)
-	for pause := time.Millisecond; err != nil; pause = min(2*pause, time.Second) {
-		if lost := w.present(); lost != nil {
-			w.stale = true
-			return lost
-		}
-		time.Sleep(pause)
-		_ = w.close()
-		if err = w.connect(ctx); err == nil {
-			err = w.load(ctx)
-		}
-	}
-	w.stale = false
-	return nil
+// exec executes a statement.
+func (w *writer) exec(ctx context.Context, query string, args ...any) error {
+	_, err := w.engine.exec(ctx, w, query, args)
+	return err
 }
 
-// Classes of errors of the database.
-
-func isFull(err error) bool {
-	var e *sqlite.Error
-	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_FULL
-}
-
-// cantOpen reports whether a file of the database could not be opened or created.
-func cantOpen(err error) bool {
-	var e *sqlite.Error
-	return errors.As(err, &e) && e.Code()&0xff == sqlite3.SQLITE_CANTOPEN
-}
-
-// isRows reports whether the error is about the rows themselves, which neither
-// waiting nor space would cure.
-func isRows(err error) bool {
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
-		return false
-	}
-	switch e.Code() & 0xff {
-	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH:
-		return true
-	}
-	return false
+// execCount executes a statement and returns the number of rows that it changed.
+func (w *writer) execCount(ctx context.Context, query string, args ...any) (int64, error) {
+	return w.engine.exec(ctx, w, query, args)
 }

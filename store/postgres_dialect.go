@@ -24,6 +24,7 @@ const cursor = "/*+cursor*/ "
 // the same order.
 var expressions = []string{
 	"CAST(id || request || holder AS BLOB)", "id || request || convert_to(holder, 'UTF8')",
+	"INSERT INTO carried SELECT 1, coalesce(max(id), x'') FROM requests", "INSERT INTO carried VALUES (1, x'')", // a migration of what PostgreSQL never had
 	"instr(substr(body, 1, ?), ?)", "pg_catalog.position(substr(body, 1, ?::int4), ?)",
 }
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -26,7 +27,9 @@ import (
 
 // A postgresConfig says how to connect.
 type postgresConfig struct {
-	conn     *pgx.ConnConfig
+	// settings returns where to connect to. It is called for each connection, so that a
+	// new password is read.
+	settings func() (*pgx.ConnConfig, error)
 	readOnly bool // transactions read one snapshot and write nothing
 	limits   postgresLimits
 }
@@ -69,20 +72,13 @@ func (l postgresLimits) answer() time.Duration {
 }
 
 const (
-	connectWaits = 5 * time.Second // for a new connection, and for the answer of one that was idle
+	connectWaits = 5 * time.Second // for a new connection, unless the URL has a limit, and for the answer of one that was idle
 	cancelWaits  = 5 * time.Second // after a cancel request, until the connection is given up
 	idleUnasked  = time.Second     // a connection that was idle for longer is asked before it is used
 )
 
 // openPostgres returns a pool of connections. It does not connect.
 func openPostgres(cfg postgresConfig) *sql.DB {
-	cfg.conn = cfg.conn.Copy()
-	cfg.conn.StatementCacheCapacity, cfg.conn.DescriptionCacheCapacity = 0, 0
-	cfg.conn.DefaultQueryExecMode = pgx.QueryExecModeExec
-	cfg.conn.RuntimeParams["client_encoding"] = "UTF8"
-	cfg.conn.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
-		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: cancelWaits}
-	}
 	return sql.OpenDB(postgresConnector{&cfg})
 }
 
@@ -94,9 +90,19 @@ func (c postgresConnector) Driver() driver.Driver { return postgresDriver{} }
 
 // Connect implements driver.Connector.
 func (c postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectWaits)
+	settings, err := c.cfg.settings()
+	if err != nil {
+		return nil, err
+	}
+	settings.DefaultQueryExecMode = pgx.QueryExecModeExec
+	settings.StatementCacheCapacity, settings.DescriptionCacheCapacity = 0, 0
+	settings.RuntimeParams["client_encoding"] = "UTF8"
+	settings.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: cancelWaits}
+	}
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(settings.ConnectTimeout, connectWaits))
 	defer cancel()
-	conn, err := pgx.ConnectConfig(ctx, c.cfg.conn)
+	conn, err := pgx.ConnectConfig(ctx, settings)
 	if err != nil {
 		return nil, err
 	}

@@ -22,11 +22,7 @@ func postgresPool(t *testing.T, change func(*postgresConfig)) *sql.DB {
 	if url == "" {
 		t.Skip("needs a PostgreSQL: set " + postgresEnv)
 	}
-	parsed, err := pgx.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := postgresConfig{conn: parsed}
+	cfg := postgresConfig{settings: func() (*pgx.ConnConfig, error) { return parsePostgres(url) }}
 	if change != nil {
 		change(&cfg)
 	}

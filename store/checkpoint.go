@@ -41,6 +41,9 @@ func (s *Store) Run(ctx context.Context) error {
 	background.Go(func() { s.followForever(ctx, s.counting) })
 	background.Go(func() { s.followForever(ctx, s.surveying) })
 	background.Go(func() { s.followForever(ctx, s.tallying) })
+	if s.Shared() {
+		return s.runShared(ctx)
+	}
 	tick := time.NewTicker(retryWrite)
 	defer tick.Stop()
 	for {
@@ -63,6 +66,9 @@ func (s *Store) Run(ctx context.Context) error {
 
 // written wakes Run when there are enough pages to copy.
 func (s *Store) written() {
+	if s.Shared() {
+		return // the server copies
+	}
 	if s.w.uncopied += s.w.pages(); s.w.uncopied < checkpointAfter {
 		return
 	}

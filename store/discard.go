@@ -59,6 +59,9 @@ func (s *Store) Discard() error { return s.shutDown(s.removeCreated) }
 // the store must still have it locked.
 func (s *Store) removeCreated() error {
 	b := s.before
+	if s.Shared() {
+		return nil // the database is the server's
+	}
 	id, err := statFile(b.path)
 	own := s.database >= 0 && err == nil && id == s.locked // a file of this store
 	created := []string{b.path + ".reserve", b.path + ".lock"}

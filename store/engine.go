@@ -27,6 +27,9 @@ type engine interface {
 	// flush begins to write a group: statements until commit need no answer of their own.
 	flush()
 
+	// finish writes what a group needs besides the head, its rows and its records.
+	finish(ctx context.Context, g *group) error
+
 	// commit ends the transaction. An error may be that of a statement since flush.
 	commit(ctx context.Context, w *writer) error
 

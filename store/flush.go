@@ -18,6 +18,7 @@ func (g *group) flush(ctx context.Context) error {
 		return err
 	}
 	g.seal()
+	g.w.engine.flush()
 	// The head first: if another writer moved it, everything that this group has
 	// read from memory is out of date, and nothing may be written.
 	if err := g.w.step("head", func() error { return g.writeHead(ctx) }); err != nil {
@@ -29,7 +30,7 @@ func (g *group) flush(ctx context.Context) error {
 	if err := g.w.step("records", func() error { return g.writeRecords(ctx) }); err != nil {
 		return fmt.Errorf("writing the log: %w", err)
 	}
-	return nil
+	return g.w.engine.finish(ctx, g)
 }
 
 // seal sets the time and computes the hashes of the entries, and computes the
@@ -76,7 +77,7 @@ const maxMoved = 16
 func (g *group) writeHead(ctx context.Context) error {
 	n, err := g.w.execCount(ctx, "UPDATE head SET epoch = ?, size = ?, root = ?, time = ?, blocks = ?, nonce = ? WHERE nonce = ?",
 		g.head.Epoch, g.head.Size, g.head.Root[:], g.head.Time.UnixMilli(), g.blocksVersion, g.nonce, g.w.nonce)
-	if err == nil && n != 1 {
+	if err == nil && n != 1 && !g.s.Shared() { // otherwise the row is locked, and n is not known yet
 		err = errMoved
 	}
 	return err

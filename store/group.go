@@ -48,7 +48,7 @@ func (s *Store) commit(group []*member) {
 		failed.m.err = failed.err
 		return
 	}
-	if isFull(err) && !s.w.reserve.spent {
+	if isFull(err) && s.w.reserve.exists() && !s.w.reserve.spent {
 		// With the space of the reserve, members that record endings succeed.
 		s.w.reserve.release(s.w.now())
 		s.degraded.Store(true)
@@ -157,6 +157,7 @@ type group struct {
 	// the transaction is committed.
 	head          Head
 	nonce         []byte
+	seq           int64 // see writer
 	tree          *audit.Tree
 	blocksVersion int64
 	newBlocks     map[broker.BlockKey][]byte
@@ -166,7 +167,7 @@ type group struct {
 func newGroup(s *Store) *group {
 	w := s.w
 	w.scratch.reset()
-	g := &group{s: s, w: w, rows: w.scratch.rows, order: w.scratch.order, head: w.head, tree: w.tree, blocksVersion: w.blocksVersion, nonce: make([]byte, 16)}
+	g := &group{s: s, w: w, rows: w.scratch.rows, order: w.scratch.order, head: w.head, tree: w.tree, blocksVersion: w.blocksVersion, nonce: make([]byte, 16), seq: w.seq + 1}
 	_, _ = rand.Read(g.nonce) // never fails
 	return g
 }
@@ -276,6 +277,8 @@ func (g *group) runTx(m *member) {
 		m.err = unavailable("appending to the log", errNoLog)
 	case g.w.reserve.spent && !recordsEndings(tx.entries) && len(tx.rows)+len(tx.entries) > 0:
 		m.err = unavailable("writing", errFull)
+	case g.s.clockOff() != nil && !recordsEndings(tx.entries) && len(tx.rows)+len(tx.entries) > 0:
+		m.err = unavailable("writing", errClock)
 	default:
 		g.join(tx)
 	}
@@ -311,21 +314,30 @@ func (g *group) adopt(s *Store) {
 	for i, e := range g.entries {
 		e.Index, e.LeafHash = first+int64(i), audit.Digest(g.nodes[i][0])
 	}
-	w.head, w.nonce, w.tree, w.blocksVersion = g.head, g.nonce, g.tree, g.blocksVersion
+	w.head, w.nonce, w.seq, w.tree, w.blocksVersion = g.head, g.nonce, g.seq, g.tree, g.blocksVersion
 	maps.Copy(w.blocks, g.newBlocks)
 	maps.Copy(w.kinds, g.newKinds)
 	if body := g.body(broker.RevisionKey{}); body != nil {
 		w.revision = bytes.Clone(body)
 	}
 	w.used.follow(g)
+	if s.feed == nil {
+		s.follow(g)
+	} else {
+		s.feed.own(g.seq, g.nonce, g.head, func() { s.follow(g) })
+	}
+	s.counting.follow(g)
+	s.surveying.follow(g)
+	s.tallying.follow(g)
+	s.written()
+}
+
+// follow makes the copies in memory follow a commit of this process or of another one.
+func (s *Store) follow(g *group) {
 	s.holdings.follow(g)
 	s.standings.follow(g)
 	s.recent.follow(g)
 	s.statuses.follow(g)
-	s.counting.follow(g)
-	s.surveying.follow(g)
-	s.tallying.follow(g)
 	head := g.head
 	s.head.Store(&head)
-	s.written()
 }

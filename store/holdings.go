@@ -116,6 +116,9 @@ func (h *holdings) forget() {
 
 // readHoldings calls f with the copy, and loads it first if necessary. f must not change it.
 func (s *Store) readHoldings(ctx context.Context, f func(*holdings)) error {
+	if err := s.fresh(ctx); err != nil {
+		return err
+	}
 	h := s.holdings
 	for {
 		h.mu.RLock()

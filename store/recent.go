@@ -120,6 +120,9 @@ func (r *recent) keep(l *broker.Lease) {
 
 // Lease implements broker.Reader.
 func (s *Store) Lease(ctx context.Context, id broker.LeaseID) (*broker.Lease, error) {
+	if err := s.fresh(ctx); err != nil {
+		return nil, err
+	}
 	if l := s.recent.get(id); l != nil {
 		return l, nil
 	}
@@ -157,6 +160,9 @@ func (s *Store) Blocked(ctx context.Context, blocks []broker.Key) (bool, error) 
 
 // blocksInForce returns the blocks in force. The caller must not change the map.
 func (s *Store) blocksInForce(ctx context.Context) (map[broker.BlockKey]bool, error) {
+	if err := s.fresh(ctx); err != nil {
+		return nil, err
+	}
 	r := &s.recent
 	r.mu.Lock()
 	known, changed := r.blocks, r.blocksChanged

@@ -50,6 +50,9 @@ func (r *reserve) fill() error {
 	return errors.Join(err, f.Close())
 }
 
+// exists reports whether the database has a reserve. PostgreSQL's server has the disk.
+func (r *reserve) exists() bool { return r.path != "" }
+
 // release deletes the file, so that its space can be used.
 func (r *reserve) release(now time.Time) {
 	r.spent, r.tried = true, now
@@ -59,7 +62,7 @@ func (r *reserve) release(now time.Time) {
 // restore creates the file again if it was deleted, by the store or by anyone else. It
 // looks at most once per retryReserve.
 func (r *reserve) restore(now time.Time) {
-	if now.Sub(r.tried) < retryReserve {
+	if !r.exists() || now.Sub(r.tried) < retryReserve {
 		return
 	}
 	r.tried = now

@@ -104,6 +104,7 @@ type row struct {
 	rests resting    // of a request
 	lists bool       // the row lists its records; see records.go
 
+	at      int64  // of what was used: the key of its row
 	lease   []byte // of a request: the lease that it carries; nil: none. See carried.go
 	carried bool   // of a lease: its request carries it
 }

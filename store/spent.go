@@ -102,7 +102,17 @@ func (w *writer) writeUsed(ctx context.Context, r *row) error {
 	if w.used.last[second]>>usedBits != 0 {
 		return errors.New("too much was used that expires in the same second")
 	}
-	return w.exec(ctx, "INSERT INTO used (at, id) VALUES (?, ?)", second<<usedBits|w.used.last[second], r.id)
+	r.at = second<<usedBits | w.used.last[second]
+	return w.exec(ctx, "INSERT INTO used (at, id) VALUES (?, ?)", r.at, r.id)
+}
+
+// add adds what another process used.
+func (u *used) add(at int64, key broker.SpentKey) {
+	if u == nil {
+		return
+	}
+	u.ids[halfOf(key)] = struct{}{}
+	u.last[at>>usedBits] = max(u.last[at>>usedBits], at&(1<<usedBits-1))
 }
 
 // follow adds what a group used, once it is committed.

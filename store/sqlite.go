@@ -198,6 +198,8 @@ func (e *sqliteEngine) closeStatements(w *writer) error {
 
 func (e *sqliteEngine) flush() {}
 
+func (e *sqliteEngine) finish(context.Context, *group) error { return nil }
+
 func (e *sqliteEngine) commit(ctx context.Context, w *writer) error { return w.exec(ctx, "COMMIT") }
 
 func (e *sqliteEngine) committed(ctx context.Context, w *writer, nonce []byte) (bool, error) {

@@ -107,6 +107,9 @@ func (s *statuses) share(id broker.StatusListID, p *endedPlaces) (bits []byte, v
 
 // EndedPlaces implements broker.StatusReader.
 func (s *Store) EndedPlaces(ctx context.Context, list *broker.StatusList) (bits []byte, version uint64, err error) {
+	if err := s.fresh(ctx); err != nil {
+		return nil, 0, err
+	}
 	for {
 		p := s.statuses.of(list.ID)
 		if err := s.loadEnded(ctx, list, p); err != nil {

@@ -34,6 +34,11 @@ type Config struct {
 	// Observe, if not nil, is called after every commit. It must not block.
 	Observe func(Commit)
 
+	// Changed, if not nil, is called in order after the commits of other processes are in
+	// memory, with the keys of the rows that they wrote; nil: any row may have changed. It
+	// must not block.
+	Changed func(keys []broker.Key)
+
 	Log *slog.Logger // nil: no log
 }
 
@@ -66,6 +71,8 @@ type Store struct {
 	gets      [tableCount]*sql.Stmt   // one row of a table by id, on readers
 	queue     queue
 	w         *writer // owned by the leader of the queue
+	feed      *feed   // nil: no other process writes
+	clock     clock
 	head      atomic.Pointer[Head]
 	degraded  atomic.Bool
 
@@ -84,10 +91,6 @@ const (
 // database until Close; Open fails in a second process. An Open that fails leaves
 // no new files behind.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	path, err := sqlitePath(cfg.URL)
-	if err != nil {
-		return nil, err
-	}
 	if cfg.Reserve == 0 {
 		cfg.Reserve = defaultReserve
 	}
@@ -99,8 +102,18 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, database: -1, holdings: newHoldings(), standings: new(standingSet), checkpoint: make(chan struct{}, 1)}
 	s.counting, s.surveying, s.tallying = newCounting(), newSurveying(), newTallying()
-	if err := s.open(ctx, path); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), s.abort())
+	name, open := s.cfg.URL, s.openShared
+	if isPostgres(cfg.URL) {
+		name = "of PostgreSQL"
+	} else {
+		path, err := sqlitePath(cfg.URL)
+		if err != nil {
+			return nil, err
+		}
+		name, open = path, func(ctx context.Context) error { return s.open(ctx, path) }
+	}
+	if err := open(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", name, err), s.abort())
 	}
 	return s, nil
 }
@@ -139,19 +152,7 @@ func (s *Store) openReaders(ctx context.Context, path string) (err error) {
 	if err := s.connectReaders(ctx); err != nil {
 		return err
 	}
-	for t := range s.gets {
-		query := "SELECT body FROM " + tables[t].name + " WHERE id = ?"
-		switch table(t) {
-		case leases:
-			query = selectLease
-		case spent:
-			continue
-		}
-		if s.gets[t], err = s.readers.PrepareContext(ctx, query); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.prepareGets(ctx)
 }
 
 // connectReaders opens all connections of the pool. They work even after the files
@@ -231,6 +232,12 @@ func (s *Store) Ping(ctx context.Context) error {
 // Degraded returns an error while the store cannot record issuances: the disk is
 // full, or the last transaction could not be written. /readyz reports it.
 func (s *Store) Degraded() error {
+	if err := s.rewound(); err != nil {
+		return err
+	}
+	if err := s.clockOff(); err != nil {
+		return err
+	}
 	switch {
 	case s.degraded.Load():
 		return fmt.Errorf("%w: the disk is full: nothing is issued, and revocations are recorded in the reserved space", broker.ErrUnavailable)

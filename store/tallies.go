@@ -49,6 +49,15 @@ func newTallying() *projection {
 
 // forgetOtherTraits deletes counts by the traits of another version of this program, so
 // that the log is counted again from its start.
+// forgetOlderTraits is forgetOtherTraits for a database whose replicas may have several
+// versions: the newest decides.
+func forgetOlderTraits(ctx context.Context, w *writer) error {
+	if err := w.exec(ctx, "DELETE FROM tallies WHERE (SELECT traits FROM tallied) < ?", audit.TraitsVersion); err != nil {
+		return err
+	}
+	return w.exec(ctx, "UPDATE tallied SET record = 0, traits = ? WHERE traits < ?", audit.TraitsVersion, audit.TraitsVersion)
+}
+
 func forgetOtherTraits(ctx context.Context, conn *sql.Conn) error {
 	const query = "DELETE FROM tallies WHERE (SELECT traits FROM tallied) <> ?; UPDATE tallied SET record = 0, traits = ? WHERE traits <> ?"
 	if _, err := conn.ExecContext(ctx, query, audit.TraitsVersion, audit.TraitsVersion, audit.TraitsVersion); err != nil {

@@ -15,6 +15,9 @@ import (
 
 // View implements broker.Store.
 func (s *Store) View(ctx context.Context, f func(broker.Tx) error) (err error) {
+	if err := s.rewound(); err != nil {
+		return err
+	}
 	tx, err := s.readers.BeginTx(ctx, nil)
 	if err != nil {
 		return unavailable("reading", err)

@@ -26,6 +26,7 @@ type writer struct {
 	// The state after the last commit. A group works on copies.
 	head          Head
 	nonce         []byte // of the head row
+	seq           int64  // number of the last commit, in a database that processes share; see feed.go
 	tree          *audit.Tree
 	blocks        map[broker.BlockKey][]byte // bodies of all blocks, lifted ones included; nil: not read yet
 	blocksVersion int64                      // of blocks; the head row has the version of the table

@@ -1,0 +1,115 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// openShared opens a database of PostgreSQL.
+func (s *Store) openShared(ctx context.Context) error {
+	url, err := parsePostgresURL(s.cfg.URL)
+	if err != nil {
+		return err
+	}
+	// The settings are read again for each connection, with new passwords and certificates.
+	settings := func() (*pgx.ConnConfig, error) { return parsePostgres(s.cfg.URL) }
+	if err := s.prepareShared(ctx, postgresConfig{settings: settings}); err != nil {
+		return err
+	}
+	process := make([]byte, 16)
+	_, _ = rand.Read(process) // never fails
+	// A process that stops in the middle of a group must not keep the others from theirs.
+	writing := postgresLimits{statement: 30 * time.Second, lock: 10 * time.Second, idle: groupIdles}
+	e := &postgresEngine{cfg: postgresConfig{settings: settings, limits: writing}, process: hex.EncodeToString(process)}
+	s.w = newWriter(e, url.String())
+	s.feed = &feed{}
+	reading := postgresConfig{settings: settings, readOnly: true}
+	s.openPool = func() (*sql.DB, error) { return openPostgres(reading), nil }
+	s.readers = openPostgres(reading)
+	s.readers.SetMaxOpenConns(maxReaders)
+	s.readers.SetMaxIdleConns(maxReaders)
+	if err := s.prepareGets(ctx); err != nil {
+		return err
+	}
+	// The first group reads what the writer keeps in memory.
+	return s.exec(ctx, func(ctx context.Context, w *writer) error { return forgetOlderTraits(ctx, w) })
+}
+
+// groupIdles is how long the server waits for the next statement of a group. A replica that
+// is stopped in the middle holds the lock on the head no longer than that.
+const groupIdles = 3 * time.Second
+
+// prepareShared checks the schema, and creates or migrates it if the role may.
+func (s *Store) prepareShared(ctx context.Context, cfg postgresConfig) (err error) {
+	db := openPostgres(cfg)
+	defer func() { err = errors.Join(err, db.Close()) }()
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // no effect after Commit
+	var there bool
+	if err := tx.QueryRowContext(ctx, "SELECT to_regclass('head') IS NOT NULL").Scan(&there); err != nil || there {
+		return err
+	}
+	if s.cfg.Existing {
+		return errors.New("there is no database")
+	}
+	s.before.fresh = true
+	if err := createPostgres(ctx, tx); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// prepareGets prepares the queries for one row of each table.
+func (s *Store) prepareGets(ctx context.Context) (err error) {
+	for t := range s.gets {
+		query := "SELECT body FROM " + tables[t].name + " WHERE id = ?"
+		switch table(t) {
+		case leases:
+			query = selectLease
+		case spent:
+			continue
+		}
+		if s.gets[t], err = s.readers.PrepareContext(ctx, query); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runShared follows the commits of other replicas until ctx ends, so that what waits here
+// learns of them.
+func (s *Store) runShared(ctx context.Context) error {
+	tick := time.NewTicker(feedEvery)
+	defer tick.Stop()
+	failing := false
+	for n := 1; ; n++ {
+		err := s.fresh(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			s.cfg.Log.ErrorContext(ctx, "following the commits of other brokers", "err", err)
+		}
+		if failing = err != nil; failing {
+			s.unwritable.Store(true)
+		} else if s.unwritable.Load() || n%int(feedLasts/feedEvery) == 0 {
+			_, _ = s.delete(ctx, deleteFeed, sweepBatch) // its commit clears unwritable
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// deleteFeed deletes the oldest rows of the feed.
+var deleteFeed = fmt.Sprintf(`DELETE FROM commits WHERE seq IN (SELECT seq FROM commits
+	WHERE at < CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) - %d ORDER BY seq LIMIT ?)`, feedLasts.Milliseconds())

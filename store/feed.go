@@ -40,9 +40,6 @@ const (
 	// feedLasts is how long rows of the feed are kept.
 	feedLasts = 20 * time.Second
 
-	// feedEvery is the longest time after which a replica looks for the commits of others.
-	feedEvery = 100 * time.Millisecond
-
 	// feedTimeout bounds one reading of the feed.
 	feedTimeout = 5 * time.Second
 
@@ -377,6 +374,7 @@ func (w *writer) adopt(n *commitNote) error {
 	for k, number := range n.kinds {
 		w.kinds[k] = number
 	}
+	w.used.expire(n.head.Time)
 	w.carriedSince = n.since
 	w.seq, w.nonce, w.head, w.blocksVersion = n.seq, n.nonce, n.head, n.blocks
 	return nil

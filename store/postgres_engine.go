@@ -325,6 +325,11 @@ func (e *postgresEngine) finish(ctx context.Context, g *group) error {
 	if err := g.w.exec(ctx, "UPDATE head SET seq = ?", g.seq); err != nil {
 		return err
 	}
+	if g.announces() {
+		if err := g.w.exec(ctx, "SELECT pg_notify(?, '')", notifications); err != nil {
+			return err
+		}
+	}
 	return g.w.exec(ctx, upsertWriter, e.process, g.nonce)
 }
 

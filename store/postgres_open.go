@@ -86,30 +86,6 @@ func (s *Store) prepareGets(ctx context.Context) (err error) {
 	return nil
 }
 
-// runShared follows the commits of other replicas until ctx ends, so that what waits here
-// learns of them.
-func (s *Store) runShared(ctx context.Context) error {
-	tick := time.NewTicker(feedEvery)
-	defer tick.Stop()
-	failing := false
-	for n := 1; ; n++ {
-		err := s.fresh(ctx)
-		if err != nil && !failing && ctx.Err() == nil {
-			s.cfg.Log.ErrorContext(ctx, "following the commits of other brokers", "err", err)
-		}
-		if failing = err != nil; failing {
-			s.unwritable.Store(true)
-		} else if s.unwritable.Load() || n%int(feedLasts/feedEvery) == 0 {
-			_, _ = s.delete(ctx, deleteFeed, sweepBatch) // its commit clears unwritable
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
 // deleteFeed deletes the oldest rows of the feed.
 var deleteFeed = fmt.Sprintf(`DELETE FROM commits WHERE seq IN (SELECT seq FROM commits
 	WHERE at < CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) - %d ORDER BY seq LIMIT ?)`, feedLasts.Milliseconds())

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"accessbroker.internal/broker"
@@ -33,8 +34,10 @@ const usedBits = 24 // of the number: 16 million in one second
 
 // used is what was used and has not expired.
 type used struct {
-	ids  map[usedID]struct{}
-	last map[int64]int64 // by second of expiry: the number of the last row
+	ids  map[usedID]int64 // the second of expiry
+	last map[int64]int64  // by second of expiry: the number of the last row
+
+	expired time.Time // when expire last looked
 }
 
 type usedID [16]byte
@@ -67,7 +70,7 @@ func (w *writer) loadUsed(ctx context.Context) error {
 	if w.used != nil {
 		return nil
 	}
-	u := &used{ids: map[usedID]struct{}{}, last: map[int64]int64{}}
+	u := &used{ids: map[usedID]int64{}, last: map[int64]int64{}}
 	err := each(ctx, w.conn, "SELECT at, id FROM used ORDER BY at", nil, func(rows *sql.Rows) error {
 		var at int64
 		var id sql.RawBytes
@@ -78,7 +81,7 @@ func (w *writer) loadUsed(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		u.ids[halfOf(key.(broker.SpentKey))] = struct{}{}
+		u.ids[halfOf(key.(broker.SpentKey))] = at >> usedBits
 		u.last[at>>usedBits] = at & (1<<usedBits - 1)
 		return nil
 	})
@@ -111,7 +114,7 @@ func (u *used) add(at int64, key broker.SpentKey) {
 	if u == nil {
 		return
 	}
-	u.ids[halfOf(key)] = struct{}{}
+	u.ids[halfOf(key)] = at >> usedBits
 	u.last[at>>usedBits] = max(u.last[at>>usedBits], at&(1<<usedBits-1))
 }
 
@@ -122,7 +125,7 @@ func (u *used) follow(g *group) {
 	}
 	for _, r := range g.order {
 		if key, ok := r.key.(broker.SpentKey); ok {
-			u.ids[halfOf(key)] = struct{}{}
+			u.ids[halfOf(key)] = r.at >> usedBits
 		}
 	}
 }
@@ -157,6 +160,21 @@ func (s *Store) sweepUsed(ctx context.Context, now time.Time) (total int64, err 
 			return total, err
 		}
 	}
+}
+
+// expire forgets what has expired, and was perhaps deleted by another process. It looks at
+// everything, at most once a minute.
+func (u *used) expire(now time.Time) {
+	if u == nil || now.Sub(u.expired) < time.Minute {
+		return
+	}
+	u.expired = now
+	for id, second := range u.ids {
+		if second < now.Unix() {
+			delete(u.ids, id)
+		}
+	}
+	maps.DeleteFunc(u.last, func(second, _ int64) bool { return second < now.Unix() })
 }
 
 // drop forgets a row that has expired, whether or not it is deleted in the end.

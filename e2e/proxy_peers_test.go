@@ -57,7 +57,15 @@ func (p *proxied) startSocket(identity string, user int) *socketed {
 			p.t.Logf("the output of the proxy at the socket:\n%s", out.String())
 		}
 	})
-	eventually(p.t, "the socket", time.Minute, func() error { _, err := os.Stat(s.path); return err })
+	// The file is there before the proxy listens. The socket refuses the user of the test, and
+	// closes the connection.
+	eventually(p.t, "the socket", time.Minute, func() error {
+		conn, err := net.Dial("unix", s.path)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
 	return s
 }
 

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -99,6 +100,15 @@ func (s *spire) startServer(t testing.TB) {
 	}
 	eventually(t, "the start of the SPIRE server", time.Minute, func() error {
 		_, err := s.run("healthcheck")
+		return err
+	})
+	// An agent that starts before the server has a key for JWT-SVIDs learns of it seconds later,
+	// and until then the broker accepts none.
+	eventually(t, "the server's key for JWT-SVIDs", time.Minute, func() error {
+		bundle, err := s.run("bundle", "show", "-format", "spiffe")
+		if err == nil && !strings.Contains(bundle, "jwt-svid") {
+			err = errors.New("the bundle has none")
+		}
 		return err
 	})
 }

@@ -145,9 +145,14 @@ const feedBatch = 4096
 
 // selectFeed reads the head and the rows of the feed after a number. It returns a row even if
 // there are none.
-const selectFeed = `SELECT now.at, head.seq, head.nonce, commits.seq, commits.nonce, commits.changes
-	FROM (SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS at) AS now, head
+const selectFeed = `SELECT now.at, now.standby, head.seq, head.nonce, commits.seq, commits.nonce, commits.changes
+	FROM (SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS at,
+		CAST(CASE WHEN pg_is_in_recovery() THEN 1 ELSE 0 END AS BIGINT) AS standby) AS now, head
 	LEFT JOIN commits ON commits.seq > ? ORDER BY commits.seq LIMIT ?`
+
+// errStandby means that the server is a standby. It may not have received the last commits,
+// so nothing that it says is an answer.
+var errStandby = errors.New("the server is a standby, which cannot be written to: connect to the primary")
 
 // A feedPage is the result of selectFeed.
 type feedPage struct {
@@ -159,13 +164,16 @@ type feedPage struct {
 
 func readFeedPage(ctx context.Context, q queryer, after int64) (p feedPage, err error) {
 	err = each(ctx, q, selectFeed, []any{after, feedBatch}, func(rows *sql.Rows) error {
-		var at int64
+		var at, standby int64
 		var seq sql.NullInt64
 		var nonce, changes []byte
-		if err := rows.Scan(&at, &p.seq, &p.nonce, &seq, &nonce, &changes); err != nil {
+		if err := rows.Scan(&at, &standby, &p.seq, &p.nonce, &seq, &nonce, &changes); err != nil {
 			return err
 		}
 		p.at = time.UnixMicro(at)
+		if standby != 0 {
+			return errStandby
+		}
 		if !seq.Valid {
 			return nil
 		}

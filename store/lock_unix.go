@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 )
@@ -85,3 +86,25 @@ func openDatabase(path string) (fd int, id fileID, err error) {
 // closeDatabase closes the descriptor of openDatabase. Call it after SQLite has
 // closed the file.
 func closeDatabase(fd int) error { return syscall.Close(fd) }
+
+// lockPartial locks a file that is being written. The lock ends with the process.
+func lockPartial(f *os.File) error {
+	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return errors.New("another process is writing it")
+	}
+	return err
+}
+
+// ownAs gives a file that root has made to the owner of a database, or to that of its folder
+// if there is none: the broker does not run as root.
+func ownAs(path, database string) {
+	if os.Geteuid() != 0 {
+		return
+	}
+	var st syscall.Stat_t
+	if syscall.Stat(database, &st) != nil && syscall.Stat(filepath.Dir(database), &st) != nil {
+		return
+	}
+	_ = os.Lchown(path, int(st.Uid), int(st.Gid))
+}

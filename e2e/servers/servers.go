@@ -109,6 +109,7 @@ var dependencies = []dependency{
 	{"curl", nil, "curl"},
 	{"nginx", []string{"/usr/sbin/nginx"}, "nginx"},
 	{"haproxy", []string{"/usr/sbin/haproxy"}, "haproxy"},
+	{"pgbouncer", []string{"/usr/sbin/pgbouncer"}, "pgbouncer"},
 	{"prometheus", nil, "prometheus"},
 	{"promtool", nil, "prometheus"},
 	{"slapd", []string{"/usr/sbin/slapd"}, "slapd"},

@@ -209,13 +209,7 @@ func (w *World) Run(ctx context.Context, log *slog.Logger, f func(context.Contex
 	outer, stop := context.WithCancel(context.WithoutCancel(ctx))
 	others, outer := errgroup.WithContext(outer)
 	defer func() { stop(); err = errors.Join(err, others.Wait()) }()
-	if err := w.ServeIdentities(outer, others); err != nil {
-		return err
-	}
-	if err := w.serveLogin(outer, others); err != nil {
-		return err
-	}
-	if err := w.serveTickets(outer, others); err != nil {
+	if err := w.ServeSurroundings(outer, others, w.PagesURL()); err != nil {
 		return err
 	}
 	ready := make(chan struct{})
@@ -321,6 +315,18 @@ func writeNew(path string, content []byte) error {
 	}
 	_, err = f.Write(content)
 	return errors.Join(err, f.Close())
+}
+
+// ServeSurroundings serves everything except for the broker in the group: the identities,
+// the login and the ticket API. Browsers reach the broker's pages at the URL pages.
+func (w *World) ServeSurroundings(ctx context.Context, group *errgroup.Group, pages string) error {
+	if err := w.ServeIdentities(ctx, group); err != nil {
+		return err
+	}
+	if err := w.serveLogin(ctx, group, pages); err != nil {
+		return err
+	}
+	return w.serveTickets(ctx, group)
 }
 
 // ServeIdentities serves the Workload API in the group: a socket for each identity,

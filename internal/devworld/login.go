@@ -47,8 +47,9 @@ type authorization struct {
 	expires                  time.Time
 }
 
-// serveLogin serves the provider in the group until ctx ends.
-func (w *World) serveLogin(ctx context.Context, group *errgroup.Group) error {
+// serveLogin serves the provider in the group until ctx ends, for a broker whose pages have
+// the URL pages.
+func (w *World) serveLogin(ctx context.Context, group *errgroup.Group, pages string) error {
 	l, err := net.Listen("tcp", w.Login)
 	if err != nil {
 		return fmt.Errorf("listening on %s, for the login: %w", w.Login, err)
@@ -57,7 +58,7 @@ func (w *World) serveLogin(ctx context.Context, group *errgroup.Group) error {
 	if err != nil {
 		return fmt.Errorf("creating the login's key: %w", err)
 	}
-	p := &login{issuer: "http://" + w.Login, redirect: w.PagesURL() + "/ui/login/callback", broker: w.URL(), key: key, codes: map[string]authorization{}}
+	p := &login{issuer: "http://" + w.Login, redirect: pages + "/ui/login/callback", broker: w.URL(), key: key, codes: map[string]authorization{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", p.discovery)
 	mux.HandleFunc("GET /keys", p.keys)

@@ -51,7 +51,7 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if s.checkFiles() == nil && s.unwritable.Load() {
+			if s.checkFiles() == nil && s.unwritable.Load() != nil {
 				_, _ = s.delete(ctx, "UPDATE head SET time = time") // its commit clears unwritable
 			}
 			continue

@@ -66,7 +66,7 @@ func (s *Store) commit(group []*member) {
 		s.forget() // the COMMIT may have happened, and readers may see it
 	}
 	if !isRows(err) {
-		s.unwritable.Store(true)
+		s.troubled(err)
 	}
 	for _, m := range group {
 		if m.err == nil && m.panicked == nil {
@@ -135,7 +135,7 @@ func (s *Store) attempt(group []*member) (err error) {
 	if err := s.checkFiles(); err != nil {
 		return err
 	}
-	s.unwritable.Store(false)
+	s.unwritable.Store(nil)
 	s.cfg.Observe(Commit{Members: g.members, Records: len(g.entries), Took: time.Since(start)})
 	return nil
 }

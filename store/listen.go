@@ -67,7 +67,7 @@ func (s *Store) runShared(ctx context.Context) error {
 			s.cfg.Log.ErrorContext(ctx, "following the commits of other brokers", "err", err)
 		}
 		if failing = err != nil; failing {
-			s.unwritable.Store(true)
+			s.troubled(err)
 		}
 		select {
 		case <-ctx.Done():
@@ -81,7 +81,7 @@ func (s *Store) runShared(ctx context.Context) error {
 			tick.Reset(every)
 		case <-heard:
 		case <-tick.C:
-			if !failing && s.unwritable.Load() {
+			if !failing && s.unwritable.Load() != nil {
 				_, _ = s.delete(ctx, deleteFeed, sweepBatch) // its commit clears unwritable
 			}
 		case <-clean.C:

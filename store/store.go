@@ -76,7 +76,7 @@ type Store struct {
 	head      atomic.Pointer[Head]
 	degraded  atomic.Bool
 
-	unwritable atomic.Bool // the last transaction failed for a reason that is not in its rows
+	unwritable atomic.Pointer[string] // why the last transaction failed, if the reason is not in its rows; nil: it did not
 
 	checkpoint chan struct{} // wakes Run; see checkpoint.go
 	copied     atomic.Bool   // Run has copied; the next group copies the rest
@@ -223,6 +223,9 @@ func (s *Store) Ping(ctx context.Context) error {
 	if err := s.checkFiles(); err != nil {
 		return err
 	}
+	if s.Shared() {
+		return s.pingShared(ctx)
+	}
 	if err := s.readers.PingContext(ctx); err != nil {
 		return unavailable("reaching the store", err)
 	}
@@ -238,11 +241,12 @@ func (s *Store) Degraded() error {
 	if err := s.clockOff(); err != nil {
 		return err
 	}
+	why := s.unwritable.Load()
 	switch {
 	case s.degraded.Load():
 		return fmt.Errorf("%w: the disk is full: nothing is issued, and revocations are recorded in the reserved space", broker.ErrUnavailable)
-	case s.unwritable.Load():
-		return fmt.Errorf("%w: the database cannot be written: nothing is issued, and revocations are recorded later", broker.ErrUnavailable)
+	case why != nil:
+		return fmt.Errorf("%w: %s: nothing is issued, and revocations are recorded later", broker.ErrUnavailable, *why)
 	}
 	return nil
 }

@@ -23,6 +23,8 @@ const cursor = "/*+cursor*/ "
 // expressions are SQLite's expressions and PostgreSQL's. Both have the same placeholders in
 // the same order.
 var expressions = []string{
+	// The role of a broker cannot change records: see logGuards.
+	"UPDATE records SET openings = NULL WHERE id IN", "SELECT erase_text(id) FROM records WHERE id IN",
 	"CAST(id || request || holder AS BLOB)", "id || request || convert_to(holder, 'UTF8')",
 	"INSERT INTO carried SELECT 1, coalesce(max(id), x'') FROM requests", "INSERT INTO carried VALUES (1, x'')", // a migration of what PostgreSQL never had
 	"instr(substr(body, 1, ?), ?)", "pg_catalog.position(substr(body, 1, ?::int4), ?)",

@@ -46,27 +46,13 @@ func (s *Store) openShared(ctx context.Context) error {
 // is stopped in the middle holds the lock on the head no longer than that.
 const groupIdles = 3 * time.Second
 
-// prepareShared checks the schema, and creates or migrates it if the role may.
+// prepareShared checks the server, the schema and the role, and creates or migrates the
+// schema if the role may.
 func (s *Store) prepareShared(ctx context.Context, cfg postgresConfig) (err error) {
 	db := openPostgres(cfg)
 	defer func() { err = errors.Join(err, db.Close()) }()
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = tx.Rollback() }() // no effect after Commit
-	var there bool
-	if err := tx.QueryRowContext(ctx, "SELECT to_regclass('head') IS NOT NULL").Scan(&there); err != nil || there {
-		return err
-	}
-	if s.cfg.Existing {
-		return errors.New("there is no database")
-	}
-	s.before.fresh = true
-	if err := createPostgres(ctx, tx); err != nil {
-		return err
-	}
-	return tx.Commit()
+	s.before.fresh, err = preparePostgres(ctx, db, s.cfg.Existing, s.cfg.Log)
+	return err
 }
 
 // prepareGets prepares the queries for one row of each table.

@@ -104,7 +104,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s.counting, s.surveying, s.tallying = newCounting(), newSurveying(), newTallying()
 	name, open := s.cfg.URL, s.openShared
 	if isPostgres(cfg.URL) {
-		name = "of PostgreSQL"
+		name = Redacted(cfg.URL)
 	} else {
 		path, err := sqlitePath(cfg.URL)
 		if err != nil {

@@ -49,6 +49,7 @@ func fullRecord() Record {
 		Campaign: &CampaignFacts{ID: "cmp_1", Name: "quarterly", Items: 3, Item: 2, Permission: "permit p", Digest: digest(19), Reviewer: "group dba", Verdict: "keep", Left: []string{"s"},
 			Reason: digest(20), Seed: digest(21), Second: true, Signed: true, Deadline: someTime, Waiting: 2},
 		Call:     &CallFacts{Method: "GET", Target: digest(26)},
+		Pruned:   &PrunedFacts{What: PrunedLeases, Rows: 256, Before: someTime, From: someTime, Until: someTime},
 		Count:    7,
 		Trace:    Trace{TraceID: [16]byte{1, 0xab}, SpanID: [8]byte{2}, Flags: 1},
 		Openings: map[string]Opening{"justification": opening},

@@ -85,6 +85,8 @@ const (
 	CampaignClosed    Kind = "campaign.closed"    // the deadline passed, or every item was decided
 	CampaignRestoring Kind = "campaign.restoring" // a person asked to lift a suspension
 	CampaignRestored  Kind = "campaign.restored"  // another person approved it
+
+	RetentionPruned Kind = "retention.pruned" // rows that the operator keeps no longer were deleted, or their texts erased
 )
 
 // Kinds returns every kind, grouped by subject.
@@ -99,6 +101,7 @@ func Kinds() []Kind {
 		SupplierAssessed, SupplierEnding, ExtensionRequested, ExtensionApproved, ExtensionDenied,
 		CampaignStarted, CampaignAssigned, CampaignDecided, CampaignDropped, CampaignDisabled, CampaignReminded, CampaignEscalated,
 		CampaignClosed, CampaignRestoring, CampaignRestored,
+		RetentionPruned,
 	}
 }
 
@@ -135,6 +138,7 @@ type Record struct {
 	Directory  *DirectoryFacts
 	Campaign   *CampaignFacts
 	Call       *CallFacts
+	Pruned     *PrunedFacts
 	Count      int   // number of identical events that this record stands for; 0 and 1 mean one
 	Trace      Trace // of the call that caused the event; zero: none
 

@@ -66,6 +66,7 @@ func (r *Record) fields(c *codec) {
 	sub(c, "log", &r.Log, (*LogFacts).fields)
 	sub(c, "membership", &r.Membership, (*MembershipFacts).fields)
 	sub(c, "passkey", &r.Passkey, (*PasskeyFacts).fields)
+	sub(c, "pruned", &r.Pruned, (*PrunedFacts).fields)
 	sub(c, "request", &r.Request, (*RequestFacts).fields)
 	sub(c, "rules", &r.Rules, (*RulesFacts).fields)
 	sub(c, "signal", &r.Signal, (*SignalFacts).fields)

@@ -7,7 +7,7 @@ import (
 
 // TraitsVersion changes with the traits that a record has, so that what was counted by
 // other traits is counted again.
-const TraitsVersion = 1
+const TraitsVersion = 2
 
 // Traits are what a record is counted by. Each value comes from a small set, so that a
 // log of any length has few different ones. Traits are comparable.
@@ -21,7 +21,7 @@ type Traits struct {
 	// of an access review; else the code of a refusal.
 	Outcome string `json:"outcome,omitempty"`
 	Cause   string `json:"cause,omitempty"`  // why a fact or what rested on it ended
-	About   string `json:"about,omitempty"`  // kind of the subject of a fact or block, of a signal, an access review or a key
+	About   string `json:"about,omitempty"`  // kind of the subject of a fact or block, of a signal, an access review or a key; what was pruned
 	Source  string `json:"source,omitempty"` // kind of the source of a fact, such as scim
 
 	Type       string `json:"type,omitempty"` // of the credential
@@ -134,6 +134,8 @@ func (r *Record) ending(t *Traits) {
 		t.About = firstWord(r.Block.Selector)
 	case r.Key != nil:
 		t.About = r.Key.Purpose
+	case r.Pruned != nil:
+		t.About = r.Pruned.What
 	}
 }
 

@@ -24,7 +24,8 @@ var kindTitles = map[audit.Kind]string{
 	audit.DirectoryUser: "User provisioned, changed or deleted", audit.DirectoryGroup: "Group or its members changed", audit.DirectoryToken: "Token of a provisioning client",
 	audit.RequestAssessed: "Supplier assessed, for a request that waited", audit.SupplierAssessed: "Supplier assessed", audit.SupplierEnding: "Sponsor notified of a contract's end",
 	audit.ExtensionRequested: "Extension of a contract requested", audit.ExtensionApproved: "Contract extended", audit.ExtensionDenied: "Extension of a contract denied",
-	audit.BlockPlaced: "Block placed (kill switch)", audit.BlockLifted: "Block lifted",
+	audit.RetentionPruned: "Rows or texts pruned",
+	audit.BlockPlaced:     "Block placed (kill switch)", audit.BlockLifted: "Block lifted",
 	audit.MembershipClaimed: "Membership begins", audit.MembershipReleased: "Membership ends", audit.MembershipDiffers: "Membership differs", audit.MembershipAccepted: "Membership accepted as it is",
 	audit.CampaignStarted: "Access review started", audit.CampaignAssigned: "Review item assigned anew", audit.CampaignDecided: "Review item decided", audit.CampaignDropped: "Review item gone from the rules",
 	audit.CampaignDisabled: "Disabled because no one reviewed it", audit.CampaignReminded: "Reviewers reminded", audit.CampaignEscalated: "Access review escalated", audit.CampaignClosed: "Access review closed",
@@ -90,8 +91,9 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.SignalDiscarded: func(r *audit.Record) string {
 		return by(r) + " discarded the held events of " + transmitterOf(r) + eventsOf(r) + "."
 	},
-	audit.BlockPlaced: func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
-	audit.BlockLifted: func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
+	audit.RetentionPruned: sayPruned,
+	audit.BlockPlaced:     func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
+	audit.BlockLifted:     func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
 
 	audit.MembershipClaimed:  sayMembership,
 	audit.MembershipReleased: sayMembership,

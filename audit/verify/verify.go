@@ -207,11 +207,22 @@ func (v *verification) record(index int64, r *audit.Record, last time.Time) {
 	if signed {
 		v.report.Signatures++
 	}
-	for _, what := range []string{v.delegations.check(r), v.leases.check(r), v.memberships.check(r), keys, v.requests.check(r, signed), v.campaigns.check(r, signed)} {
+	for _, what := range []string{v.delegations.check(r), v.leases.check(r), v.memberships.check(r), keys, v.requests.check(r, signed), v.campaigns.check(r, signed), checkPruned(r)} {
 		if what != "" {
 			v.problem(index, "%s", what)
 		}
 	}
+}
+
+// checkPruned returns what is wrong with a step of the operator's retention, or "".
+func checkPruned(r *audit.Record) string {
+	switch {
+	case r.Kind == audit.RetentionPruned && r.Pruned == nil:
+		return "it does not state what was pruned"
+	case r.Pruned != nil:
+		return r.Pruned.Problem(r.Time)
+	}
+	return ""
 }
 
 func (v *verification) openings(index int64, p *prepared) {

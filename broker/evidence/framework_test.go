@@ -53,6 +53,7 @@ var noEvidence = []audit.Kind{
 	audit.ExtensionRequested,                                              // the decision counts
 	audit.CampaignAssigned, audit.CampaignDropped, audit.CampaignReminded, // steps of a campaign
 	audit.CampaignEscalated, audit.CampaignRestoring,
+	audit.RetentionPruned, // storage
 }
 
 // Every kind of record is evidence for something, or is listed above.

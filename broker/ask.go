@@ -369,7 +369,7 @@ func (b *Broker) withdrawOnce(ctx context.Context, caller Caller, id RequestID) 
 		return b.endForSubject(ctx, caller, r)
 	}
 	if r.Requester.ID != caller.Subject.ID {
-		return nil, refuse(ErrNotFound, "there is no such request, or you may not view it")
+		return nil, b.missingRequest(id, caller.At)
 	}
 	if err := r.withdraw(caller.At); err != nil {
 		return nil, err

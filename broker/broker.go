@@ -38,6 +38,9 @@ type Config struct {
 
 	// MaxPending bounds the pending requests of one identity; zero means 20.
 	MaxPending int
+
+	// Retention is how long requests and leases are kept, for answers about those that are not.
+	Retention Retention
 }
 
 // An Event is an occurrence to count. Its strings come from bounded sets: names

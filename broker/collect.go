@@ -204,7 +204,7 @@ func (b *Broker) renewOnce(ctx context.Context, caller Caller, id LeaseID, key I
 		return nil, err
 	}
 	if c.replaces.Holder != caller.Subject.ID {
-		return nil, refuse(ErrNotFound, "there is no such lease, or you may not view it")
+		return nil, b.missingLease(id, caller.At)
 	}
 	// A repeat may have ended the lease of the lost answer and then failed.
 	if c.replaces.State(caller.At) != LeaseActive && (c.how != EndAnswerLost || c.replaces.EndHow != EndAnswerLost) {

@@ -9,11 +9,11 @@ import (
 // ownRequest returns a request that the caller filed.
 func (b *Broker) ownRequest(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
 	r, err := b.load(ctx, id)
+	if isNotFound(err) || err == nil && r.Requester.ID != caller.Subject.ID {
+		return nil, b.missingRequest(id, caller.At)
+	}
 	if err != nil {
 		return nil, err
-	}
-	if r.Requester.ID != caller.Subject.ID {
-		return nil, refuse(ErrNotFound, "there is no such request, or you may not view it")
 	}
 	return r, nil
 }
@@ -37,6 +37,9 @@ func (b *Broker) load(ctx context.Context, id RequestID) (r *Request, err error)
 // all others.
 func (b *Broker) Request(ctx context.Context, caller Caller, id RequestID) (*Request, error) {
 	r, err := b.load(ctx, id)
+	if isNotFound(err) {
+		return nil, b.missingRequest(id, caller.At)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +57,7 @@ func (b *Broker) Lease(ctx context.Context, caller Caller, id LeaseID) (*Lease, 
 		return nil, err
 	}
 	if err != nil || l.Holder != caller.Subject.ID && !b.isSubject(caller, l.Subject) && !b.mayOnRequest(ctx, caller, ActionView, l.Request) {
-		return nil, refuse(ErrNotFound, "there is no such lease, or you may not view it")
+		return nil, b.missingLease(id, caller.At)
 	}
 	return l, nil
 }
@@ -114,7 +117,7 @@ func (r *Request) subject() string {
 // it.
 func (b *Broker) checkView(ctx context.Context, caller Caller, r *Request) error {
 	if r.Requester.ID != caller.Subject.ID && !b.isSubject(caller, r.subject()) && !b.mayView(ctx, caller, r) {
-		return refuse(ErrNotFound, "there is no such request, or you may not view it")
+		return b.missingRequest(r.ID, caller.At)
 	}
 	return nil
 }

@@ -102,6 +102,7 @@ type Request struct {
 	Awaits        bool          // pending: it also waits for the assessment of a supplier
 	Delegation    *Delegation   // on whose behalf; nil: the requester asks for itself
 	Message       string        // the requester's words by which approvers recognize the action
+	Erased        bool          // its texts are no longer kept
 	Void          []string      // not stored: the approvals by these people no longer count
 	Reused        bool          // not stored: an earlier request answers this ask
 }

@@ -58,7 +58,7 @@ func (b *Broker) requestLeases(ctx context.Context, r *Request, now time.Time) (
 }
 
 // chain follows the list of a request's leases, newest first. next is the first one
-// after a page.
+// after a page, or that is no longer kept (see Retention).
 func chain(tx Tx, r *Request) (list []*Lease, next LeaseID, err error) {
 	next = r.FirstLease
 	last, err := Get[*Collected](tx, CollectedKey(r.ID))
@@ -69,6 +69,9 @@ func chain(tx Tx, r *Request) (list []*Lease, next LeaseID, err error) {
 	}
 	for !next.IsZero() && len(list) < pageDefault {
 		l, err := Get[*Lease](tx, next)
+		if isNotFound(err) {
+			break // it is no longer kept, and neither are those before it
+		}
 		if err != nil {
 			return nil, LeaseID{}, err
 		}

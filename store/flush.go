@@ -113,6 +113,11 @@ func (g *group) writeRows(ctx context.Context) error {
 			return fmt.Errorf("writing %s: %w", tables[r.table].name, err)
 		}
 	}
+	for _, e := range g.execs {
+		if err := g.w.exec(ctx, e.query, e.args...); err != nil {
+			return fmt.Errorf("writing: %w", err)
+		}
+	}
 	return nil
 }
 

@@ -152,6 +152,7 @@ type group struct {
 	nodes   [][]tlog.Hash // for each entry, the tree nodes that it completes
 	members int           // that succeeded
 	wrote   bool          // a member ran statements of its own
+	execs   []deferred    // statements of members that succeeded, after the rows
 
 	// The state of the log after this group. It becomes the writer's only when
 	// the transaction is committed.
@@ -172,7 +173,9 @@ func newGroup(s *Store) *group {
 	return g
 }
 
-func (g *group) empty() bool { return len(g.order) == 0 && len(g.entries) == 0 && !g.wrote }
+func (g *group) empty() bool {
+	return len(g.order) == 0 && len(g.entries) == 0 && len(g.execs) == 0 && !g.wrote
+}
 
 // prefetch reads the rows that the members named in reads, with one query per
 // table.
@@ -275,7 +278,7 @@ func (g *group) runTx(m *member) {
 		m.err = fmt.Errorf("writing: %w", tx.err)
 	case len(tx.entries) > 0 && g.head.Epoch == 0:
 		m.err = unavailable("appending to the log", errNoLog)
-	case g.w.reserve.spent && !recordsEndings(tx.entries) && len(tx.rows)+len(tx.entries) > 0:
+	case g.w.reserve.spent && !recordsEndings(tx.entries) && len(tx.rows)+len(tx.entries)+len(tx.execs) > 0:
 		m.err = unavailable("writing", errFull)
 	case g.s.clockOff() != nil && !recordsEndings(tx.entries) && len(tx.rows)+len(tx.entries) > 0:
 		m.err = unavailable("writing", errClock)
@@ -293,7 +296,7 @@ var (
 // of its entries are known.
 func (g *group) join(tx *updateTx) {
 	first := g.head.Size + int64(len(g.entries))
-	g.entries = append(g.entries, tx.entries...)
+	g.entries, g.execs = append(g.entries, tx.entries...), append(g.execs, tx.execs...)
 	for _, r := range tx.rows {
 		r.addRecords(g.head.Epoch, first, len(tx.entries))
 		if there := g.rows[r.key]; there != nil {

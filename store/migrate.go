@@ -73,7 +73,7 @@ CREATE TABLE events (kind TEXT NOT NULL, record INTEGER NOT NULL, PRIMARY KEY (k
 `, `
 ALTER TABLE requests ADD COLUMN person TEXT;
 CREATE INDEX requests_person ON requests (person) WHERE person IS NOT NULL;
-`, migration10, migration11, migration12}
+`, migration10, migration11, migration12, migration13}
 
 // migration10 adds the tables of facts and of what is built on them, each next to the code
 // that uses it.
@@ -85,6 +85,10 @@ const migration11 = spentTables + statusListTables
 
 // migration12 adds what requests carry and what was used, each next to the code that uses it.
 const migration12 = carriedTables + usedTables
+
+// migration13 adds what retention and several processes need, each next to the code that uses
+// it.
+const migration13 = retentionTables
 
 // fills are the parts of a migration that SQL cannot do, by version.
 var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices, 9: fillPeople}

@@ -210,7 +210,7 @@ func requestFields(r *broker.Request, c *coder) {
 		&r.SourceIP, &r.Digest, &r.Decision, &r.Approvals, &r.DeniedBy,
 		&r.Created, &r.Lapses, &approved, &until, &r.FirstExpires, &r.BreakGlass, &r.NotBefore, &r.Extends,
 		&r.ReviewDue, &r.Reviewed, &r.Verdicts, &first,
-		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits, &r.Delegation, &r.Message, &r.KeyThumbprint, &r.Details, (*uint32)(&known))
+		&r.RestsOn, &r.Until, &r.EndedBy, &r.Awaits, &r.Delegation, &r.Message, &r.KeyThumbprint, &r.Details, (*uint32)(&known), &r.Erased)
 	c.records(&r.Records)
 	if c.reading {
 		r.Approved, r.CollectUntil, r.FirstLease = approved, until, first

@@ -16,8 +16,9 @@ type updateTx struct {
 	reads   []broker.Key
 	rows    []*row
 	entries []*audit.Entry
-	err     error // from Put
-	filed   *row  // the request that was put last, if it is new; nil: none
+	err     error      // from Put
+	filed   *row       // the request that was put last, if it is new; nil: none
+	execs   []deferred // statements of the store itself
 }
 
 // Get implements broker.Tx.

@@ -126,6 +126,9 @@ func readState(tx broker.Tx, id broker.MembershipID) (s state, err error) {
 	}
 	for _, lease := range s.row.Claims {
 		l, err := broker.Get[*broker.Lease](tx, lease)
+		if errors.Is(err, broker.ErrNotFound) {
+			continue // it ended long ago, and is no longer kept
+		}
 		if err != nil {
 			return s, err
 		}

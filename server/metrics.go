@@ -50,6 +50,7 @@ type Metrics struct {
 	comparisons  *prometheus.CounterVec
 	signals      *prometheus.CounterVec
 	looks        *prometheus.CounterVec
+	pruned       *prometheus.CounterVec
 
 	egressCalls *prometheus.CounterVec
 	egressBytes *prometheus.CounterVec
@@ -94,6 +95,7 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		notices:      counters("notices_total", "Attempts to deliver a notice, by outcome.", "kind", "code"),
 		comparisons:  counters("membership_comparisons_total", "Comparisons of an issuer's memberships with its system, by outcome.", "issuer", "outcome"),
 		looks:        counters("ticket_looks_total", "Calls to a ticket system, by outcome.", "tracker", "outcome"),
+		pruned:       counters("pruned_total", "Requests and leases that retention deleted, and records whose texts it erased.", "what"),
 
 		signals: counters("signals_total", "Security events of transmitters, by outcome.", "transmitter", "event", "outcome"),
 
@@ -112,7 +114,7 @@ func NewMetrics(b Build, g Gauges) *Metrics {
 		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "broker_panics_total", Help: "Panics in HTTP handlers. Each is a bug."}),
 	}
 	m.registry.MustRegister(
-		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices, m.comparisons, m.signals, m.looks, m.egressCalls, m.egressBytes,
+		m.requests, m.decisions, m.approvalWait, m.issued, m.leaseTTL, m.issueTime, m.revocations, m.revokeLag, m.upstream, m.notices, m.comparisons, m.signals, m.looks, m.pruned, m.egressCalls, m.egressBytes,
 		m.attestFailures, m.commitTime, m.commitSize, m.policy, m.reloads, m.calls, m.callTime, m.panics, m.refused,
 		buildInfo(b), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -342,4 +344,9 @@ func buildInfo(b Build) prometheus.Collector {
 		Name: "broker_build_info", Help: "The build; always 1.",
 		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Commit, "date": b.Date, "go_version": b.Go},
 	}, func() float64 { return 1 })
+}
+
+// Pruned counts what retention deleted or erased.
+func (m *Metrics) Pruned(what string, rows int64) {
+	m.pruned.WithLabelValues(label(what)).Add(float64(rows))
 }

@@ -29,6 +29,7 @@ func fullMetrics() *Metrics {
 	m.Observe(broker.Event{Kind: broker.EventRevocation, Issuer: "vault", Code: string(broker.RevokedImmediate), Lag: 3 * time.Second})
 	m.AttestFailed("jwt-svid", "expired")
 	m.Looked("jira", "ok")
+	m.Pruned("requests", 2)
 	m.Signalled("okta", "account_disabled", "applied")
 	m.Committed(4, time.Millisecond)
 	m.Reloaded("abc", nil)

@@ -57,6 +57,7 @@ func (d *document) check(getenv func(string) string) *checker {
 	c.scim()
 	c.delegation()
 	c.oauth()
+	c.retention()
 	return c
 }
 

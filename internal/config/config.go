@@ -72,6 +72,7 @@ type Config struct {
 	Trackers        map[string]Tracker         // ticket systems
 	Transmitters    []Transmitter              // of shared security signals
 	SCIM            []SCIMSource               // sorted by name
+	Retention       broker.Retention           // of what has ended
 	Warnings        []string                   // likely mistakes, with their places
 }
 
@@ -265,6 +266,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"tickets", c.Trackers, fresh.Trackers},
 		{"signals", c.Transmitters, fresh.Transmitters},
 		{"scim", c.SCIM, fresh.SCIM},
+		{"retention", c.Retention, fresh.Retention},
 	} {
 		if !reflect.DeepEqual(part.old, part.fresh) {
 			changed = append(changed, part.name)

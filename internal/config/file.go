@@ -21,6 +21,7 @@ type file struct {
 	Signals      map[string]transmitterFile `yaml:"signals"`
 	Tickets      map[string]trackerFile     `yaml:"tickets"`
 	SCIM         map[string]scimFile        `yaml:"scim"`
+	Retention    retentionFile              `yaml:"retention"`
 }
 
 // peopleFile links the accounts that one person has at several providers.

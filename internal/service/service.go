@@ -268,7 +268,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 	}
 	cfg := broker.Config{
 		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Reader: s.store, Statuses: s.store, Blocks: s.store.Blocks,
-		MaxPending: s.config.Admission.Waiting, Tickets: s.tickets, Sources: s.sources(),
+		MaxPending: s.config.Admission.Waiting, Retention: s.config.Retention, Tickets: s.tickets, Sources: s.sources(),
 	}
 	if s.directory != nil {
 		cfg.Directory = s.directory

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,7 +35,7 @@ func TestOpenReturnsErrors(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	newer := "schema version 99, and this program knows versions up to 12: run the newer program"
+	newer := fmt.Sprintf("schema version 99, and this program knows versions up to %d: run the newer program", len(migrations))
 	if _, err := Open(t.Context(), Config{URL: "sqlite:" + path}); err == nil || !strings.Contains(err.Error(), newer) {
 		t.Errorf("a newer database: %v", err)
 	}

@@ -21,7 +21,8 @@ type engine interface {
 	fetch(ctx context.Context, w *writer, wanted *[tableCount][]any, f func(t table, id, body, lease []byte) error) error
 
 	// exec executes a statement, and returns the number of rows that it changed. While a
-	// group is flushed, an engine may send the statement later, with commit.
+	// group is flushed, an engine may send the statement later, with commit: the arguments
+	// must stay as they are.
 	exec(ctx context.Context, w *writer, query string, args []any) (int64, error)
 
 	// flush begins to write a group: statements until commit need no answer of their own.

@@ -208,9 +208,9 @@ const insertRecord = "INSERT INTO records (id, leaf, hashes, openings) VALUES (?
 
 func (g *group) writeRecords(ctx context.Context) error {
 	first := g.head.Size - int64(len(g.entries))
-	var hashes []byte
+	hashes := make([]byte, 0, 2*len(g.entries)*tlog.HashSize) // an engine may keep them until the commit
 	for i, e := range g.entries {
-		hashes = hashes[:0]
+		hashes = hashes[len(hashes):]
 		for _, h := range g.nodes[i] {
 			hashes = append(hashes, h[:]...)
 		}

@@ -117,6 +117,15 @@ func (e *postgresEngine) begin(ctx context.Context, s *Store) error {
 	}
 	sent := time.Now()
 	l, err := e.lock(ctx, w)
+	if err != nil && sqlSeverity(err) != "ERROR" && ctx.Err() == nil {
+		// The connection was lost while it was idle. Nothing has happened yet.
+		_ = w.close()
+		if err := w.connect(ctx); err != nil {
+			return err
+		}
+		sent = time.Now()
+		l, err = e.lock(ctx, w)
+	}
 	if err != nil {
 		return err
 	}
@@ -262,8 +271,16 @@ func (e *postgresEngine) commit(ctx context.Context, w *writer) error {
 // refused reports whether an error of the server means that the transaction did not commit.
 // A server that is shut down during COMMIT may have committed.
 func refused(err error) bool {
-	e := (*pgconn.PgError)(nil)
-	return errors.As(err, &e) && e.Severity == "ERROR" && e.Code != "40003" // statement_completion_unknown
+	return sqlSeverity(err) == "ERROR" && sqlState(err) != "40003" // statement_completion_unknown
+}
+
+// sqlSeverity returns how the server classes an error; empty: it is not one of the server's.
+// After any but an ERROR, the connection is of no use.
+func sqlSeverity(err error) string {
+	if e := (*pgconn.PgError)(nil); errors.As(err, &e) {
+		return e.SeverityUnlocalized
+	}
+	return ""
 }
 
 func (e *postgresEngine) committed(ctx context.Context, w *writer, nonce []byte) (bool, error) {

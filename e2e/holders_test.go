@@ -89,7 +89,7 @@ func testPgpass(t *testing.T, l *lab) {
 	if err := os.WriteFile(file, []byte(line), 0o600); err != nil { // psql ignores a file that others may read
 		t.Fatal(err)
 	}
-	cmd := exec.Command(filepath.Join(l.postgres.bin, "psql"), "--no-psqlrc", "--no-password", "-tA", "-h", "127.0.0.1", "-p", fmt.Sprint(l.postgres.port),
+	cmd := exec.Command(filepath.Join(l.postgres.Bin(), "psql"), "--no-psqlrc", "--no-password", "-tA", "-h", "127.0.0.1", "-p", fmt.Sprint(l.postgres.Port),
 		"-U", f[3], "-d", "postgres", "-c", "SELECT id FROM orders")
 	cmd.Env = append(os.Environ(), "PGPASSFILE="+file, "PGSSLMODE=disable")
 	if out, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "4711" {
@@ -100,7 +100,7 @@ func testPgpass(t *testing.T, l *lab) {
 	if err := os.WriteFile(file, []byte(section), 0o600); err != nil || code != 0 {
 		t.Fatalf("-o pgservice: %d %s %v", code, errs, err)
 	}
-	cmd = exec.Command(filepath.Join(l.postgres.bin, "psql"), "--no-psqlrc", "--no-password", "-tA", "-h", "127.0.0.1", "-p", fmt.Sprint(l.postgres.port),
+	cmd = exec.Command(filepath.Join(l.postgres.Bin(), "psql"), "--no-psqlrc", "--no-password", "-tA", "-h", "127.0.0.1", "-p", fmt.Sprint(l.postgres.Port),
 		"-d", "postgres", "-c", "SELECT id FROM orders")
 	cmd.Env = append(os.Environ(), "PGSERVICEFILE="+file, "PGSERVICE=orders-db-ro", "PGSSLMODE=disable")
 	if out, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "4711" {

@@ -94,7 +94,7 @@ func (w *kubeWorld) with(variable string, args ...string) (stdout, stderr string
 	cmd := exec.Command(w.bin, args...)
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PG") || strings.HasPrefix(kv, "GITHUB_") })
 	cmd.Env = append(env, "BROKER_URL="+w.url, "BROKER_CA="+filepath.Join(w.dir, "cert.pem"), variable,
-		"PGHOST=127.0.0.1", fmt.Sprintf("PGPORT=%d", w.postgres.port), "PGDATABASE=postgres", "PGSSLMODE=disable", "PGCONNECT_TIMEOUT=10")
+		"PGHOST=127.0.0.1", fmt.Sprintf("PGPORT=%d", w.postgres.Port), "PGDATABASE=postgres", "PGSSLMODE=disable", "PGCONNECT_TIMEOUT=10")
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); cmd.ProcessState == nil {
@@ -136,7 +136,7 @@ func (w *kubeWorld) file(t testing.TB, token string) string {
 func (w *kubeWorld) readOrders(t *testing.T, identity string, command ...string) {
 	t.Helper()
 	copied := filepath.Join(t.TempDir(), "copy")
-	psql := filepath.Join(w.postgres.bin, "psql")
+	psql := filepath.Join(w.postgres.Bin(), "psql")
 	args := slices.Concat(command, []string{"--", "sh", "-euc", `cp "$BROKER_CREDENTIAL_FILE" "$0"; exec "$@"`, copied, psql, "--no-psqlrc", "-qtAc", "SELECT id FROM orders"})
 	out, errs, code := w.with(identity, args...)
 	if code != 0 || strings.TrimSpace(out) != "4711" {

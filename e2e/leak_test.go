@@ -21,6 +21,7 @@ import (
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"accessbroker.internal/e2e/cluster"
 	"accessbroker.internal/egress/egresstest"
 )
 
@@ -139,7 +140,7 @@ func (h *leakHunt) round(seed, calls int) (answers int) {
 	defer cancel()
 	cmd := h.command(ctx, dir, "broker", "proxy", "--upstream-ca", h.caFile, "--metrics", metrics, "--", ownBinary(h.t))
 	cmd.Env = append(cmd.Env, leakEnv+"="+plan.text())
-	var out output
+	var out cluster.Output
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
@@ -162,7 +163,7 @@ func (h *leakHunt) round(seed, calls int) (answers int) {
 }
 
 // await waits for a file of the program.
-func (h *leakHunt) await(file string, ended chan error, out *output) {
+func (h *leakHunt) await(file string, ended chan error, out *cluster.Output) {
 	h.t.Helper()
 	for {
 		if _, err := os.Stat(file); err == nil {
@@ -320,7 +321,7 @@ func (h *leakHunt) searchAll(answers, calls int) {
 // callAPI makes calls as a model does, and returns their number.
 func (h *leakHunt) callAPI(seed, calls int) int {
 	h.t.Helper()
-	var log output
+	var log cluster.Output
 	cmd := h.command(h.t.Context(), h.t.TempDir(), "broker", "mcp", "--upstream-ca", h.caFile)
 	cmd.Stderr = &log
 	session, err := mcp.NewClient(&mcp.Implementation{Name: "model", Version: "1"}, nil).Connect(h.t.Context(), &mcp.CommandTransport{Command: cmd}, nil)

@@ -44,7 +44,7 @@ func TestVaultLeases(t *testing.T) {
 // testPsql passes a database user to psql, which does not know the broker. When
 // psql exits, the user is gone.
 func testPsql(t *testing.T, l *lab) {
-	psql := fmt.Sprintf("%s --no-psqlrc -tA -h 127.0.0.1 -p %d -d postgres", filepath.Join(l.postgres.bin, "psql"), l.postgres.port)
+	psql := fmt.Sprintf("%s --no-psqlrc -tA -h 127.0.0.1 -p %d -d postgres", filepath.Join(l.postgres.Bin(), "psql"), l.postgres.Port)
 	out, errs, code := l.cli(l.cliAgent, "exec", "orders-db-ro", "--", "sh", "-c", psql+` -c "SELECT id FROM orders" && `+psql+` -c "DELETE FROM orders"`)
 	if strings.TrimSpace(out) != "4711" || code == 0 || !strings.Contains(errs, "permission denied for table orders") {
 		t.Errorf("psql reads %q; deleting: %d %s", out, code, errs)

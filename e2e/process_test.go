@@ -1,42 +1,22 @@
 package e2e
 
 import (
-	"bytes"
-	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"accessbroker.internal/e2e/cluster"
 )
 
 // A process is a server that ends with the test that owns it. If that test
 // fails, it shows the server's output.
 type process struct {
+	*cluster.Process
 	cmd  *exec.Cmd
-	out  *output
-	done chan struct{}
-}
-
-type output struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
+	out  *cluster.Output
+	done <-chan struct{}
 }
 
 // start starts a server that ends with its owner. The owner is not always the
@@ -47,48 +27,22 @@ func start(owner testing.TB, name, path string, args ...string) (*process, error
 
 // startIn is start with an environment; nil is the environment of the tests.
 func startIn(env []string, owner testing.TB, name, path string, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(path, args...), out: &output{}, done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Env = p.out, p.out, env
-	// If the test binary is killed, the kernel kills its servers, too.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting %s: %w", name, err)
+	started, err := cluster.Launch(cluster.Command{Name: name, Path: path, Args: args, Env: env})
+	if err != nil {
+		return nil, err
 	}
-	go func() { _ = p.cmd.Wait(); close(p.done) }()
 	owner.Cleanup(func() {
-		p.stop()
+		started.Stop()
 		if owner.Failed() {
-			owner.Logf("the output of %s:\n%s", name, p.out)
+			owner.Logf("the output of %s:\n%s", name, started.Out)
 		}
 	})
-	return p, nil
+	return &process{Process: started, cmd: started.Cmd, out: started.Out, done: started.Done}, nil
 }
 
-// stop sends SIGTERM and waits for the end of the process.
-func (p *process) stop() {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-p.done:
-	case <-time.After(30 * time.Second):
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-		<-p.done
-	}
-}
-
-// kill ends the process as a crash would and waits for its end.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill()
-	<-p.done
-}
-
-func (p *process) ended() bool {
-	select {
-	case <-p.done:
-		return true
-	default:
-		return false
-	}
-}
+func (p *process) stop()       { p.Stop() }
+func (p *process) kill()       { p.Kill() }
+func (p *process) ended() bool { return p.Ended() }
 
 // eventually calls check until it returns nil. The limit only bounds how long a
 // failing test waits: choose it so large that a slow machine never reaches it.
@@ -107,36 +61,14 @@ func eventually(t testing.TB, what string, limit time.Duration, check func() err
 	}
 }
 
-var ports struct {
-	sync.Mutex
-	taken map[int]bool
-}
-
-// freePort returns a port on which no server listens. It is below the range of
-// outgoing connections (from 32768 on Linux), so that none of them takes the
-// port before its server does.
+// freePort returns a port on which no server listens.
 func freePort(t testing.TB) int {
 	t.Helper()
-	ports.Lock()
-	defer ports.Unlock()
-	if ports.taken == nil {
-		ports.taken = map[int]bool{}
+	port, err := cluster.FreePort()
+	if err != nil {
+		t.Fatal(err)
 	}
-	for range 1000 {
-		port := 20000 + rand.IntN(12000)
-		if ports.taken[port] {
-			continue
-		}
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		_ = l.Close()
-		ports.taken[port] = true
-		return port
-	}
-	t.Fatal("no port is free")
-	return 0
+	return port
 }
 
 // copyBinary returns another path for a binary. SPIRE tells workloads apart by

@@ -46,7 +46,7 @@ func (s *story) database() {
 	l := labOf(s.t)
 	s.Open("A database user of Vault, valid while one command runs")
 	sql := func(text string) string {
-		return fmt.Sprintf(`PGHOST=127.0.0.1 PGPORT=%d PGDATABASE=postgres %s/psql --no-psqlrc -tAc %q`, l.postgres.port, l.postgres.bin, text)
+		return fmt.Sprintf(`PGHOST=127.0.0.1 PGPORT=%d PGDATABASE=postgres %s/psql --no-psqlrc -tAc %q`, l.postgres.Port, l.postgres.Bin(), text)
 	}
 	out, errs, code := l.cli(l.cliAgent, "exec", "orders-db-ro", "--why", "INC-4711", "--", "sh", "-c",
 		sql("SELECT current_user")+" && "+sql("SELECT id FROM orders")+" && "+sql("DELETE FROM orders"))

@@ -5,14 +5,13 @@
 package e2e
 
 import (
-	"fmt"
+	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"sync"
 	"testing"
 
+	"accessbroker.internal/e2e/cluster"
 	"accessbroker.internal/e2e/servers"
 )
 
@@ -75,10 +74,5 @@ func brokerBinary(t testing.TB) string {
 }
 
 func buildBroker(path string, flags ...string) error {
-	cmd := exec.Command("go", slices.Concat([]string{"build", "-buildvcs=false", "-o", path}, flags, []string{"./cmd/broker"})...)
-	cmd.Dir = ".."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building broker: %w\n%s", err, out)
-	}
-	return nil
+	return cluster.Build(context.Background(), path, flags...)
 }

@@ -70,7 +70,7 @@ func (b *Broker) Start(ctx context.Context) error {
 func (b *Broker) AwaitReady(ctx context.Context) error {
 	return Await(ctx, b.Name, time.Minute, func() error {
 		if b.process.Ended() {
-			return fmt.Errorf("it ended with %s:\n%s", b.process.Cmd.ProcessState, b.Output())
+			return fmt.Errorf("%w with %s:\n%s", errEnded, b.process.Cmd.ProcessState, b.Output())
 		}
 		r, err := b.Ready(ctx)
 		if err == nil && !r.Ready {

@@ -67,7 +67,7 @@ func (h *HAProxy) Start(ctx context.Context) error {
 	}
 	return Await(ctx, "the start of HAProxy", time.Minute, func() error {
 		if h.process.Ended() {
-			return fmt.Errorf("it ended:\n%s", h.process.Out)
+			return fmt.Errorf("%w:\n%s", errEnded, h.process.Out)
 		}
 		return listens(fmt.Sprintf("127.0.0.1:%d", h.Port))
 	})

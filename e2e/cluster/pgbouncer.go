@@ -83,7 +83,7 @@ func (b *PgBouncer) Start(ctx context.Context) error {
 	}
 	return Await(ctx, "the start of PgBouncer", time.Minute, func() error {
 		if b.process.Ended() {
-			return fmt.Errorf("it ended:\n%s", b.process.Out)
+			return fmt.Errorf("%w:\n%s", errEnded, b.process.Out)
 		}
 		return listens(b.Address())
 	})

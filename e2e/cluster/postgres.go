@@ -134,6 +134,9 @@ func (p *Postgres) run(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
+// Bin returns the folder of PostgreSQL's commands.
+func (p *Postgres) Bin() string { return p.bin }
+
 // Data returns the path of the data folder.
 func (p *Postgres) Data() string { return filepath.Join(p.dir, "data") }
 
@@ -179,7 +182,7 @@ func (p *Postgres) Start(ctx context.Context) error {
 	}
 	return Await(ctx, "the start of "+p.name, time.Minute, func() error {
 		if p.server.Ended() {
-			return fmt.Errorf("it ended:\n%s", p.Output())
+			return fmt.Errorf("%w:\n%s", errEnded, p.Output())
 		}
 		_, err := p.Query(ctx, Admin, Password, "postgres", "SELECT 1")
 		return err

@@ -111,6 +111,9 @@ func (p *Process) Ended() bool {
 	}
 }
 
+// errEnded means that waiting is in vain.
+var errEnded = errors.New("it ended")
+
 // Await calls check until it returns nil. The limit only bounds how long a failure takes.
 func Await(ctx context.Context, what string, limit time.Duration, check func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -119,6 +122,9 @@ func Await(ctx context.Context, what string, limit time.Duration, check func() e
 		err := check()
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, errEnded) {
+			return fmt.Errorf("waiting for %s: %w", what, err)
 		}
 		select {
 		case <-ctx.Done():

@@ -33,9 +33,10 @@ type ProofKey struct {
 	nonce      atomic.Pointer[string] // of the broker's last answer; nil: none yet
 }
 
-// NewProofKey returns a new key, which exists only in memory.
+// NewProofKey returns a new key, which exists only in memory. It is an Ed25519 key: of the
+// signatures that the broker accepts, it verifies those fastest.
 func NewProofKey() (*ProofKey, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ import (
 // BenchmarkBoundToken compares the exchange of an SVID for a token that is bound to a DPoP
 // key with that for an unbound token: of SVIDs that the broker has not seen, as most
 // workloads send them, and of SVIDs that it remembers. Each bound exchange has a proof of
-// its own, made before.
+// its own, made before, with the kind of key that the broker's client makes.
 //
 //	go test ./internal/brokertest -run '^$' -bench BoundToken -benchtime 20000x
 func BenchmarkBoundToken(b *testing.B) {

@@ -41,6 +41,9 @@ func (s *Store) Run(ctx context.Context) error {
 	background.Go(func() { s.followForever(ctx, s.counting) })
 	background.Go(func() { s.followForever(ctx, s.surveying) })
 	background.Go(func() { s.followForever(ctx, s.tallying) })
+	if s.claims != nil {
+		background.Go(func() { s.claims.run(ctx) })
+	}
 	if s.Shared() {
 		return s.runShared(ctx)
 	}

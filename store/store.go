@@ -39,6 +39,10 @@ type Config struct {
 	// must not block.
 	Changed func(keys []broker.Key)
 
+	// Replica names this process among those that share a database of PostgreSQL. No
+	// other process, earlier or later, has the same name.
+	Replica string
+
 	Log *slog.Logger // nil: no log
 }
 
@@ -75,6 +79,8 @@ type Store struct {
 	clock     clock
 	head      atomic.Pointer[Head]
 	degraded  atomic.Bool
+
+	claims *claims // nil: the work of all processes is done here, because no other one shares the database
 
 	unwritable atomic.Pointer[string] // why the last transaction failed, if the reason is not in its rows; nil: it did not
 

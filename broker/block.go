@@ -147,7 +147,8 @@ func (b *Broker) markKillDone(ctx context.Context, s Selector) error {
 }
 
 // resumeKills continues kill switches that did not finish: the process died, or
-// more leases were selected than one call handles.
+// more leases were selected than one call handles. A kill switch that a process still works
+// on is that process's.
 func (b *Broker) resumeKills(ctx context.Context, now time.Time) {
 	list, err := b.cfg.Blocks(ctx)
 	if err != nil {
@@ -160,19 +161,37 @@ func (b *Broker) resumeKills(ctx context.Context, now time.Time) {
 		if block.Ends.IsZero() {
 			continue
 		}
-		if _, unrecorded, err := b.endAll(ctx, Caller{At: now}, block.Selector.selector(), block.Reason); err != nil || unrecorded != nil {
-			b.cfg.Log.ErrorContext(ctx, "continuing a kill switch", "selector", block.Selector.String(), "err", errors.Join(err, unrecorded))
+		err := OnDuty(ctx, b.cfg.Duties, killDuty(block.Selector), func(ctx context.Context) error {
+			_, unrecorded, err := b.endAll(ctx, Caller{At: now}, block.Selector.selector(), block.Reason)
+			return errors.Join(err, unrecorded)
+		})
+		if err != nil {
+			b.cfg.Log.ErrorContext(ctx, "continuing a kill switch", "selector", block.Selector.String(), "err", err)
 		}
 	}
 }
 
+// killDuty is the duty of one kill switch.
+func killDuty(selector BlockKey) string { return "kill/" + selector.String() }
+
+// resumeEvery is how often interrupted kill switches of other processes are continued.
+const resumeEvery = 10 * time.Second
+
 // resumeForever continues interrupted kill switches when the process starts and
-// then once per KillDeadline, which a call that is still running may take.
+// then once per KillDeadline, which a call that is still running may take. If other processes
+// share the store, duties show which calls still run, and it looks more often.
 func (b *Broker) resumeForever(ctx context.Context) {
-	tick := time.NewTicker(KillDeadline)
+	every := KillDeadline
+	if b.cfg.Duties != Alone {
+		every = resumeEvery
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		b.resumeKills(ctx, time.Now())
+		_ = OnDuty(ctx, b.cfg.Duties, "kills", func(ctx context.Context) error {
+			b.resumeKills(ctx, time.Now())
+			return nil
+		})
 		select {
 		case <-ctx.Done():
 			return

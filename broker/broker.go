@@ -36,6 +36,10 @@ type Config struct {
 	// Directory states the groups and the manager of people; nil: only claims do.
 	Directory Directory
 
+	// Duties divide the background work with the other processes that share Store; nil:
+	// there are none.
+	Duties Duties
+
 	// MaxPending bounds the pending requests of one identity; zero means 20.
 	MaxPending int
 
@@ -102,6 +106,9 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 	if cfg.Blocks == nil {
 		cfg.Blocks = func(context.Context) ([]*Block, error) { return nil, nil }
 	}
+	if cfg.Duties == nil {
+		cfg.Duties = Alone
+	}
 	if cfg.Reader == nil {
 		cfg.Reader = viewReader{cfg.Store}
 	}
@@ -117,7 +124,7 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 	cfg.Sources[FileSource] = file
 	b := &Broker{cfg: cfg, reaper: newReaper(cfg), lists: make(gate, listsAtOnce)}
 	b.Facts = newFacts(b)
-	b.reaper.hurry = b.Facts.hurry
+	b.reaper.hurry = b.Facts.hurryOwn
 	b.Calls = &Calls{b}
 	b.StatusLists = &StatusLists{b: b, reader: cfg.Statuses}
 	if err := b.SetRules(ctx, caller, rules); err != nil {

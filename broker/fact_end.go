@@ -33,7 +33,12 @@ func (f *Facts) run(ctx context.Context) {
 				f.b.cfg.Log.ErrorContext(ctx, "stating the facts of suppliers.yaml and people.yaml", "err", err)
 			}
 		}
-		if err := f.End(ctx, time.Now()); err != nil && ctx.Err() == nil {
+		duties := f.b.cfg.Duties
+		if f.own.CompareAndSwap(true, false) {
+			duties = Alone // what this process changed takes effect at once
+		}
+		err := OnDuty(ctx, duties, "facts", func(ctx context.Context) error { return f.End(ctx, time.Now()) })
+		if err != nil && ctx.Err() == nil {
 			f.b.cfg.Log.ErrorContext(ctx, "ending what rests on facts", "err", err)
 		}
 		select {

@@ -272,6 +272,8 @@ func (b *Broker) RevokeAll(ctx context.Context, caller Caller, s Selector, reaso
 	// From here on the call completes even if the caller no longer waits.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), KillDeadline)
 	defer cancel()
+	duty := b.cfg.Duties.Hold(ctx, killDuty(key)) // no other process continues what this one does
+	defer duty.End()
 	var unblocked error
 	if s.Request.IsZero() {
 		unblocked = b.setBlock(ctx, caller, s, reason, blockKilling)

@@ -26,6 +26,7 @@ import (
 type reaper struct {
 	store   Store
 	issuers map[string]Issuer
+	duties  Duties
 	log     *slog.Logger
 	observe func(Event)
 
@@ -33,7 +34,8 @@ type reaper struct {
 
 	queue  revocationQueue
 	paces  map[string]*pace // by issuer; the map itself never changes
-	writes gate             // of background passes
+	shares map[string]reapShares
+	writes gate // of background passes
 }
 
 const (
@@ -52,11 +54,11 @@ const (
 
 func newReaper(cfg Config) *reaper {
 	r := &reaper{
-		store: cfg.Store, issuers: cfg.Issuers, log: cfg.Log, observe: cfg.Observe,
-		paces: map[string]*pace{}, writes: make(gate, reapWriters),
+		store: cfg.Store, issuers: cfg.Issuers, duties: cfg.Duties, log: cfg.Log, observe: cfg.Observe,
+		paces: map[string]*pace{}, writes: make(gate, reapWriters), shares: map[string]reapShares{},
 	}
 	for name := range cfg.Issuers {
-		r.paces[name] = newPace()
+		r.paces[name], r.shares[name] = newPace(), newReapShares(name)
 	}
 	return r
 }
@@ -81,15 +83,37 @@ func (r *reaper) run(ctx context.Context, issuer string) {
 	}
 }
 
+// reapShares are the duties of one issuer's due leases. Each has the leases of some IDs, so
+// that several processes end the leases of one issuer, and none is ended twice.
+type reapShares [4]string
+
+func newReapShares(issuer string) (s reapShares) {
+	for i := range s {
+		s[i] = fmt.Sprintf("reap/%s/%d", issuer, i)
+	}
+	return s
+}
+
+// of returns the duty of a lease.
+func (s *reapShares) of(id LeaseID) string { return s[int(id[len(id)-1])%len(s)] }
+
+// held reports whether the process has any of the duties.
+func (s *reapShares) held(h Hold) bool { return slices.ContainsFunc(s[:], h.Has) }
+
 // pass ends up to a batch of one issuer's due leases and returns how many. Ends
-// that could not be recorded earlier come first and do not delay the rest.
+// that could not be recorded earlier come first and do not delay the rest. They are this
+// process's own, because they are known only here.
 func (r *reaper) pass(ctx context.Context, issuer string, now time.Time) (int, error) {
 	pace, clock := r.paces[issuer], startClock(now)
+	shares := r.shares[issuer]
+	duty := r.duties.Hold(ctx, shares[:]...)
+	defer duty.End()
+	mine := func(id LeaseID) bool { return duty.Has(shares.of(id)) }
 	work := r.queue.due(issuer, reapBatch, now)
 	if limit := pace.batch(now); limit == 0 {
 		work = slices.DeleteFunc(work, (*pendingRevocation).needsCall)
-	} else {
-		due, err := r.due(ctx, issuer, limit, now)
+	} else if shares.held(duty) {
+		due, err := r.due(ctx, issuer, limit, mine, now)
 		if err != nil && len(work) == 0 {
 			return 0, err
 		}
@@ -103,6 +127,9 @@ func (r *reaper) pass(ctx context.Context, issuer string, now time.Time) (int, e
 		call := p.needsCall()
 		if call && (stop.Load() || pace.limiter.Wait(ctx) != nil) {
 			break
+		}
+		if !r.queue.contains(p.lease.ID) && !mine(p.lease.ID) {
+			continue // another process has taken over since the lease was listed
 		}
 		done++
 		group.Go(func() error {
@@ -120,10 +147,10 @@ func (r *reaper) pass(ctx context.Context, issuer string, now time.Time) (int, e
 	return done, nil
 }
 
-// due lists up to limit due leases of an issuer that are not queued. Leases whose
+// due lists up to limit due leases of an issuer that are this process's and not queued. Leases whose
 // issuing did not finish come first, no matter how many others are due: no one
 // received their credentials, and invariant 4 ends them within 30 s.
-func (r *reaper) due(ctx context.Context, issuer string, limit int, now time.Time) ([]*pendingRevocation, error) {
+func (r *reaper) due(ctx context.Context, issuer string, limit int, mine func(LeaseID) bool, now time.Time) ([]*pendingRevocation, error) {
 	var unfinished, others []*pendingRevocation
 	scanAll := r.paces[issuer].scans(now)
 	err := r.store.View(ctx, func(tx Tx) error {
@@ -134,7 +161,7 @@ func (r *reaper) due(ctx context.Context, issuer string, limit int, now time.Tim
 			}
 			for _, l := range page {
 				switch p := newPendingRevocation(l, l.dueEnd(), Identity{}, ""); {
-				case r.queue.contains(l.ID):
+				case r.queue.contains(l.ID) || !mine(l.ID):
 				case l.Status == LeaseIssuing && len(unfinished) < limit:
 					unfinished = append(unfinished, p)
 				case len(others) < limit:

@@ -17,6 +17,7 @@ import (
 type Facts struct {
 	b    *Broker
 	wake chan struct{} // an end is under way
+	own  atomic.Bool   // this process changed what is under way
 
 	stating sync.Mutex  // the facts of the rules
 	restate atomic.Bool // the facts of the rules are not all stated
@@ -222,10 +223,16 @@ func (f *Facts) change(ctx context.Context, caller Caller, changes []factChange)
 			return nil
 		})
 		if err == nil && slices.ContainsFunc(list, func(c changedStanding) bool { return c.ends }) {
-			f.hurry()
+			f.hurryOwn()
 		}
 		return Unavailable(err)
 	})
+}
+
+// hurryOwn is hurry after a change by this process.
+func (f *Facts) hurryOwn() {
+	f.own.Store(true)
+	f.hurry()
 }
 
 // hurry has the ender look for ends at once.

@@ -108,7 +108,7 @@ func (b *Broker) endLost(ctx context.Context, c *collection) (err error) {
 // retries.
 func (b *Broker) endReplaced(ctx context.Context, c *collection) {
 	if c.replaces != nil && c.replaces.Exchanged {
-		b.Facts.hurry()
+		b.Facts.hurryOwn()
 	}
 	if c.replaces != nil && c.replaces.endable() && c.replaces.Status == LeaseActive {
 		_ = b.reaper.endLease(ctx, c.replaces, c.how, Identity{}, "", c.caller.At) // logged and queued there

@@ -136,12 +136,42 @@ func (o *Outbox) dropUndeliverable(ctx context.Context, j *job, now time.Time) (
 
 // retryLater records a failed attempt and when to try again.
 func (o *Outbox) retryLater(ctx context.Context, n *broker.Notice, failed error, now time.Time) error {
+	before := n.Attempts
 	n.Attempts++
 	n.Due = now.Add(broker.Backoff(n.Attempts))
 	if wait := (*RetryAfter)(nil); errors.As(failed, &wait) {
 		n.Due = now.Add(max(wait.After, time.Second))
 	}
-	return o.cfg.Store.Update(context.WithoutCancel(ctx), nil, func(tx broker.Tx) error { tx.Put(n); return nil })
+	return o.cfg.Store.Update(context.WithoutCancel(ctx), []broker.Key{n.ID}, func(tx broker.Tx) error {
+		stored, err := queued(tx, n.ID)
+		if err != nil || stored == nil || stored.Attempts != before {
+			return err // another process delivered it, or tried
+		}
+		tx.Put(n)
+		return nil
+	})
+}
+
+// queued returns a notice that is still in the queue, or nil. The call of a channel takes
+// long, and another process that took over the channel can have delivered the notice
+// meanwhile; it must not return to the queue then.
+func queued(tx broker.Tx, id broker.NoticeID) (*broker.Notice, error) {
+	n, err := row[*broker.Notice](tx, id)
+	if err != nil || n == nil || n.Due.IsZero() {
+		return nil, err
+	}
+	return n, nil
+}
+
+// unqueue removes a notice from the queue.
+func unqueue(tx broker.Tx, id broker.NoticeID) error {
+	n, err := queued(tx, id)
+	if err != nil || n == nil {
+		return err
+	}
+	n.Due = time.Time{}
+	tx.Put(n)
+	return nil
 }
 
 // maxReferences is how many messages about one request a channel can update.
@@ -151,12 +181,10 @@ const maxReferences = 8
 // message. The store happens after the call, so a crash in between sends the notice
 // again.
 func (o *Outbox) recordDelivery(ctx context.Context, n *broker.Notice, reference string) error {
-	n.Due = time.Time{}
 	key := broker.DeliveryKey{Request: n.Request, Channel: n.Channel}
-	return o.cfg.Store.Update(context.WithoutCancel(ctx), []broker.Key{key}, func(tx broker.Tx) error {
-		tx.Put(n)
-		if n.Request.IsZero() {
-			return nil
+	return o.cfg.Store.Update(context.WithoutCancel(ctx), []broker.Key{n.ID, key}, func(tx broker.Tx) error {
+		if err := unqueue(tx, n.ID); err != nil || n.Request.IsZero() {
+			return err
 		}
 		d, err := row[*broker.Delivery](tx, key)
 		if err != nil {
@@ -179,10 +207,15 @@ func (o *Outbox) drop(ctx context.Context, list ...*broker.Notice) error {
 	if len(list) == 0 {
 		return nil
 	}
-	return o.cfg.Store.Update(context.WithoutCancel(ctx), nil, func(tx broker.Tx) error {
+	reads := make([]broker.Key, len(list))
+	for i, n := range list {
+		reads[i] = n.ID
+	}
+	return o.cfg.Store.Update(context.WithoutCancel(ctx), reads, func(tx broker.Tx) error {
 		for _, n := range list {
-			n.Due = time.Time{}
-			tx.Put(n)
+			if err := unqueue(tx, n.ID); err != nil {
+				return err
+			}
 		}
 		return nil
 	})

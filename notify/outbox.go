@@ -54,6 +54,7 @@ func (r *RetryAfter) Unwrap() error { return r.Err }
 // OutboxConfig configures an Outbox. Store is required.
 type OutboxConfig struct {
 	Store   broker.Store
+	Duties  broker.Duties      // nil: no other process shares Store
 	Log     *slog.Logger       // nil: discard
 	Observe func(broker.Event) // receives EventNotified; nil: discard; must not block
 }
@@ -79,6 +80,9 @@ func NewOutbox(cfg OutboxConfig) *Outbox {
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(broker.Event) {}
+	}
+	if cfg.Duties == nil {
+		cfg.Duties = broker.Alone
 	}
 	return &Outbox{cfg: cfg, busy: map[string]bool{}, until: map[string]time.Time{}}
 }
@@ -124,15 +128,20 @@ func (o *Outbox) Deliver(ctx context.Context, now time.Time) (int, error) {
 	return int(done.Load()), err
 }
 
+// duty is the work of all channels; a channel's own has the channel's name after a slash.
+const duty = "notices"
+
 // start starts a goroutine for every channel that has notices, unless one is
-// already running or the channel waits after a failure. A slow channel therefore
+// already running, another process delivers to the channel, or the channel waits after a
+// failure. A slow channel therefore
 // delays no other. The operator's file bounds the number of channels.
 func (o *Outbox) start(ctx context.Context, group *errgroup.Group, done *atomic.Int64, now time.Time) error {
-	if err := o.trimBacklogs(ctx, now); err != nil {
+	err := broker.OnDuty(ctx, o.cfg.Duties, duty, func(ctx context.Context) error { return o.trimBacklogs(ctx, now) })
+	if err != nil {
 		return err
 	}
 	var names []string
-	err := o.cfg.Store.View(ctx, func(tx broker.Tx) (err error) {
+	err = o.cfg.Store.View(ctx, func(tx broker.Tx) (err error) {
 		names, err = tx.NoticeChannels()
 		return err
 	})
@@ -145,7 +154,9 @@ func (o *Outbox) start(ctx context.Context, group *errgroup.Group, done *atomic.
 		}
 		group.Go(func() error {
 			defer o.release(channel)
-			done.Add(o.deliverTo(ctx, channel, now))
+			held := o.cfg.Duties.Hold(ctx, duty+"/"+channel)
+			defer held.End()
+			done.Add(o.deliverTo(held, channel, now))
 			return nil
 		})
 	}
@@ -181,9 +192,9 @@ const maxPause = time.Minute
 // deliverTo delivers the due notices of a channel, until the first failure. It
 // returns how many notices left the queue. It reads one notice at a time, so that
 // an urgent one waits for one call of the channel and not for the whole queue.
-func (o *Outbox) deliverTo(ctx context.Context, channel string, now time.Time) (done int64) {
-	began := time.Now()
-	for ; ctx.Err() == nil; done++ {
+func (o *Outbox) deliverTo(held broker.Hold, channel string, now time.Time) (done int64) {
+	began, ctx := time.Now(), held.Context()
+	for ; ctx.Err() == nil && held.Has(duty+"/"+channel); done++ {
 		at := now.Add(time.Since(began))
 		j, err := o.nextJob(ctx, channel, at)
 		if err == nil && j == nil {

@@ -35,6 +35,7 @@ const (
 	dutyRetry   = 100 * time.Millisecond // until the next attempt to lock
 	dutyIdle    = 10 * time.Minute       // after which a duty that no loop needs is not renewed
 	dutyKept    = 10 * time.Minute       // rows of claims that ended
+	dutyPause   = 5 * time.Second        // between claims of loops while the database does not answer
 	dutyStuck   = 5 * time.Minute        // work that shows no progress loses its duties
 
 	// livePrefix is the start of the names of rows with which processes show that they run.
@@ -65,6 +66,7 @@ type claims struct {
 	mine   map[string]*duty
 	wanted map[string]time.Time // duties that loops of this process need, and when one last did
 	others map[string]time.Time // claims of other processes, and until when they last
+	failed time.Time            // when a statement last failed; zero: since the last failure, one did not
 	barred bool                 // unfit, and another process can do the work
 	closed bool
 }
@@ -98,7 +100,7 @@ func (c *claims) unclaimed(names []string, now time.Time) (free []string) {
 	defer c.mu.Unlock()
 	for _, name := range names {
 		c.wanted[name] = now
-		if !c.has(name, now) && !now.Before(c.others[name]) && !c.closed && !c.barred {
+		if !c.has(name, now) && !now.Before(c.others[name]) && !c.closed && !c.barred && now.Sub(c.failed) > dutyPause {
 			free = append(free, name)
 		}
 	}
@@ -230,11 +232,12 @@ RETURNING name`
 func (c *claims) claim(ctx context.Context, names []string, lock bool) error {
 	begun := time.Now()
 	got, err := c.claimRows(ctx, names)
-	if err != nil {
-		return err
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.failed = (time.Time{}); err != nil {
+		c.failed = time.Now()
+		return err
+	}
 	for _, name := range got {
 		c.own(name, begun.Add(c.lasts), lock)
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"accessbroker.internal/broker"
 )
@@ -44,16 +47,10 @@ const (
 
 var errDutyLost = errors.New("another process has taken over the work")
 
-// dutyDB is implemented by *sql.DB.
-type dutyDB interface {
-	queryer
-	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-}
-
 // claims are the duties of one process. It implements broker.Duties, and is safe for
 // concurrent use.
 type claims struct {
-	db      dutyDB
+	db      *sql.DB
 	replica string
 	log     *slog.Logger
 	lasts   time.Duration
@@ -80,8 +77,25 @@ type duty struct {
 	locked bool // by Lock
 }
 
-func newClaims(db dutyDB, replica string, log *slog.Logger) *claims {
+func newClaims(db *sql.DB, replica string, log *slog.Logger) *claims {
 	return &claims{db: db, replica: replica, log: log, lasts: dutyLasts, mine: map[string]*duty{}, wanted: map[string]time.Time{}, others: map[string]time.Time{}}
+}
+
+// openClaims prepares the claims of this process. They have connections of their own, so that
+// no other work of this process delays a renewal.
+func (s *Store) openClaims(settings func() (*pgx.ConnConfig, error), process string) {
+	db := openPostgres(postgresConfig{settings: settings, limits: postgresLimits{statement: dutyTimeout, lock: dutyTimeout, idle: dutyTimeout}})
+	db.SetMaxOpenConns(2)
+	db.SetMaxIdleConns(1)
+	s.claims = newClaims(db, cmp.Or(s.cfg.Replica, process), s.cfg.Log)
+	s.claims.unfit = func() bool { return s.ClockOffset().Abs() >= maxClockOffset }
+}
+
+func (s *Store) closeClaims() error {
+	if s.claims == nil {
+		return nil
+	}
+	return s.claims.db.Close()
 }
 
 // Hold implements broker.Duties.

@@ -14,36 +14,26 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 )
 
 // openDuties returns a connection pool with an empty table of duties, and a function that
 // returns further processes on it.
 func openDuties(t *testing.T) (*sql.DB, func(name string) *claims) {
 	t.Helper()
-	server := os.Getenv("STORE_TEST_POSTGRES")
-	if server == "" {
-		t.Skip("STORE_TEST_POSTGRES names no server: processes share duties on PostgreSQL only")
-	}
-	cfg, err := pgx.ParseConfig(server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	admin := stdlib.OpenDB(*cfg)
-	t.Cleanup(func() { _ = admin.Close() })
 	schema := strings.ToLower(fmt.Sprintf("duties_%d_%d", os.Getpid(), schemas.Add(1)))
-	if _, err := admin.ExecContext(t.Context(), "CREATE SCHEMA "+schema); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if _, err := admin.ExecContext(context.Background(), "DROP SCHEMA "+schema+" CASCADE"); err != nil {
-			t.Error(err)
+	admin := postgresPool(t, nil)
+	mustExec(t, admin, "CREATE SCHEMA "+schema)
+	t.Cleanup(func() { mustExec(t, admin, "DROP SCHEMA "+schema+" CASCADE") })
+	db := postgresPool(t, func(c *postgresConfig) {
+		server := c.settings
+		c.settings = func() (*pgx.ConnConfig, error) {
+			cfg, err := server()
+			if err == nil {
+				cfg.RuntimeParams["search_path"] = schema
+			}
+			return cfg, err
 		}
 	})
-	own := cfg.Copy()
-	own.RuntimeParams["search_path"] = schema
-	db := stdlib.OpenDB(*own)
-	t.Cleanup(func() { _ = db.Close() })
 	if _, err := db.ExecContext(t.Context(), dutyTables); err != nil {
 		t.Fatal(err)
 	}
@@ -60,8 +50,8 @@ func holds(t *testing.T, c *claims, name string) bool {
 	return h.Has(name)
 }
 
-// eventually calls f until it returns true.
-func eventually(t *testing.T, what string, f func() bool) {
+// waitUntil calls f until it returns true.
+func waitUntil(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -135,7 +125,7 @@ func TestDutyOfADeadProcessIsTakenOver(t *testing.T) {
 		t.Fatal("a did not get a free duty")
 	}
 	// a is paused or dead: it renews nothing.
-	eventually(t, "b did not take over", func() bool { return holds(t, b, "sweep") })
+	waitUntil(t, "b did not take over", func() bool { return holds(t, b, "sweep") })
 	if work.Has("sweep") {
 		t.Error("a still has the duty of b")
 	}
@@ -172,8 +162,8 @@ func TestRenewedDutyLasts(t *testing.T) {
 	a.mine["sweep"].used = time.Now().Add(-dutyStuck)
 	a.mu.Unlock()
 	keep(t, a)
-	eventually(t, "the work that hangs was not ended", func() bool { return work.Context().Err() != nil })
-	eventually(t, "no one took over from the work that hangs", func() bool { return holds(t, b, "sweep") })
+	waitUntil(t, "the work that hangs was not ended", func() bool { return work.Context().Err() != nil })
+	waitUntil(t, "no one took over from the work that hangs", func() bool { return holds(t, b, "sweep") })
 }
 
 func TestReleasedDutiesAreFreeAtOnce(t *testing.T) {
@@ -221,7 +211,7 @@ func TestProcessesShareDuties(t *testing.T) {
 		t.Fatalf("got %v, want %v: the first has all", got, want)
 	}
 	var got []int
-	eventually(t, fmt.Sprintf("the three do not share the work: %v", got), func() bool {
+	waitUntil(t, fmt.Sprintf("the three do not share the work: %v", got), func() bool {
 		keep(t, list...)
 		got = counts()
 		return got[0]+got[1]+got[2] == 60 && slices.Min(got) >= 10
@@ -239,7 +229,7 @@ func TestProcessesShareDuties(t *testing.T) {
 		t.Fatal(err)
 	}
 	list = list[1:]
-	eventually(t, "the two others do not share the work", func() bool {
+	waitUntil(t, "the two others do not share the work", func() bool {
 		keep(t, list...)
 		got = counts()
 		return got[0]+got[1] == 60 && slices.Min(got) >= 15
@@ -263,7 +253,7 @@ func TestHandOverWaitsForTheWork(t *testing.T) {
 		}
 	}
 	work.End()
-	eventually(t, "b did not get the duty that it should have", func() bool { keep(t, a, b); return holds(t, b, name) })
+	waitUntil(t, "b did not get the duty that it should have", func() bool { keep(t, a, b); return holds(t, b, name) })
 }
 
 func TestProcessWithAWrongClockLeavesItsDuties(t *testing.T) {

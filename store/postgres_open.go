@@ -29,6 +29,7 @@ func (s *Store) openShared(ctx context.Context) error {
 	writing := postgresLimits{statement: 30 * time.Second, lock: 10 * time.Second, idle: groupIdles}
 	e := &postgresEngine{cfg: postgresConfig{settings: settings, limits: writing}, process: hex.EncodeToString(process)}
 	s.w = newWriter(e, url.String())
+	s.openClaims(settings, e.process)
 	s.feed = &feed{}
 	reading := postgresConfig{settings: settings, readOnly: true}
 	s.openPool = func() (*sql.DB, error) { return openPostgres(reading), nil }

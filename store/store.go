@@ -208,6 +208,7 @@ func (s *Store) shutDown(closed func() error) error {
 	if s.readers != nil {
 		errs = append(errs, s.readers.Close())
 	}
+	errs = append(errs, s.closeClaims())
 	if s.w != nil {
 		errs = append(errs, s.w.close())
 	}

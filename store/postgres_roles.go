@@ -147,7 +147,7 @@ func (r *postgresRole) check() error {
 	if n := len(r.missing) - 5; n > 0 {
 		shown += fmt.Sprintf(" and %d more", n)
 	}
-	return fmt.Errorf("the role %q lacks %s: run as the owner of the tables \"broker store migrate --grant %s\"", r.name, shown, r.name)
+	return fmt.Errorf("the role %q lacks %s: run as the owner of the tables %s", r.name, shown, migrateCommand(r.name))
 }
 
 // warning describes what the role may do beyond its needs; "" if nothing.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -35,7 +36,7 @@ func readServer(ctx context.Context, db queryer) (*postgresServer, error) {
 	began := time.Now()
 	err := db.QueryRowContext(ctx, query).Scan(&s.number, &s.version, &s.encoding, &s.standby, &s.readOnly, &s.database, &s.user, &micros)
 	if err != nil {
-		return nil, fmt.Errorf("asking the server for its version: %w", err)
+		return nil, fmt.Errorf("asking the server for its version: %w", reaching(err))
 	}
 	s.clock = began.Add(time.Since(began) / 2).Sub(time.UnixMicro(micros))
 	return s, s.check()
@@ -95,10 +96,14 @@ func preparePostgres(ctx context.Context, db *sql.DB, existing bool, log *slog.L
 	if err != nil {
 		return created, err
 	}
+	warnings, err := durability(ctx, db)
 	if text := role.warning(); text != "" {
+		warnings = append(warnings, text)
+	}
+	for _, text := range warnings {
 		log.WarnContext(ctx, text)
 	}
-	return created, role.check()
+	return created, errors.Join(err, role.check())
 }
 
 // migrateIfAllowed migrates with a role that may do so. For any other, it returns why a
@@ -109,9 +114,19 @@ func migrateIfAllowed(ctx context.Context, db *sql.DB, schema *postgresSchema, s
 		return false, err
 	}
 	if !may {
-		return false, fmt.Errorf("%w, and the role %q may not change it: run as the owner of the tables \"broker store migrate --grant %s\"", why, server.user, server.user)
+		return false, migrateFirst(why, server.user)
 	}
 	return migratePostgres(ctx, db)
+}
+
+// migrateFirst is the error of a role that may not migrate.
+func migrateFirst(why error, role string) error {
+	return fmt.Errorf("%w, and the role %q may not change it: run as the owner of the tables %s", why, role, migrateCommand(role))
+}
+
+// migrateCommand is the command with which the owner of the tables lets a role use them.
+func migrateCommand(role string) string {
+	return fmt.Sprintf("\"broker store migrate --store URL --grant '%s'\"", strings.ReplaceAll(role, "'", `'\''`))
 }
 
 // mayMigrate reports whether the role may create the tables, or owns them.

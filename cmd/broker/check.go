@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/internal/config"
+	"accessbroker.internal/store"
 )
 
 func (a *app) checkCommand() *cobra.Command {
@@ -17,7 +18,11 @@ func (a *app) checkCommand() *cobra.Command {
 		Long: `check reads the operator's file and its policies, and reports every mistake:
 where it is, and what to write instead. Warnings are printed and do not fail. If
 the file has mistakes in names that policies use, such as a trust domain, check
-reports only the file's mistakes and skips the policies.`,
+reports only the file's mistakes and skips the policies.
+
+With PostgreSQL, check connects to the database, and changes nothing in it. It
+checks the server's version and settings, the encoding, the schema, the rights of
+the role, the clock and the free connections.`,
 		Example: `  broker check /etc/broker/broker.yaml`,
 		Args:    exactly(1, "one file"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -30,17 +35,21 @@ reports only the file's mistakes and skips the policies.`,
 				fmt.Fprintf(a.err, "warning: %s\n", w)
 			}
 			found := struct {
-				Policies     int      `json:"policies"`
-				Entitlements int      `json:"entitlements"`
-				Revision     string   `json:"revision"`
-				Warnings     []string `json:"warnings,omitempty"`
-			}{engine.Len(), len(cfg.Catalogue), engine.Revision().String(), warnings}
+				Policies     int           `json:"policies"`
+				Entitlements int           `json:"entitlements"`
+				Revision     string        `json:"revision"`
+				Store        *store.Report `json:"store,omitempty"`
+				Warnings     []string      `json:"warnings,omitempty"`
+			}{engine.Len(), len(cfg.Catalogue), engine.Revision().String(), cfg.StoreReport, warnings}
 			policies := fmt.Sprintf("%d policies", found.Policies)
 			if found.Policies == 1 {
 				policies = "1 policy"
 			}
 			return a.print(found, func(w io.Writer) {
 				fmt.Fprintf(w, "%s is valid: %s, %s, revision %.12s\n", args[0], policies, counted(found.Entitlements, "entitlement"), found.Revision)
+				if found.Store != nil {
+					fmt.Fprintf(w, "store: %s\n", printable(found.Store.String()))
+				}
 			})
 		},
 	}

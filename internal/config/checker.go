@@ -1,7 +1,6 @@
 package config
 
 import (
-	"cmp"
 	"errors"
 	"path/filepath"
 	"reflect"
@@ -9,8 +8,6 @@ import (
 	"slices"
 	"strings"
 	"unicode"
-
-	"accessbroker.internal/store"
 )
 
 // A checker turns a document into a Config and collects the mistakes.
@@ -119,19 +116,4 @@ func (c *checker) text(key, text string) string {
 		c.report(key, "must be one line of at most %d bytes, without control characters", longestText)
 	}
 	return text
-}
-
-func (c *checker) storage() {
-	f := &c.d.file
-	path, err := store.ParseURL(string(f.Store))
-	if err != nil {
-		c.report("store", "write sqlite:/path/to/broker.db")
-	}
-	path = c.path(path)
-	c.cfg.Store = store.URL(path)
-	c.cfg.CheckpointFile = cmp.Or(c.path(f.Server.Checkpoint), path+".checkpoint")
-	if f.Policies == "" {
-		c.report("policies", "write the folder of the policies")
-	}
-	c.cfg.Policies = c.path(f.Policies)
 }

@@ -22,6 +22,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/notify"
 	"accessbroker.internal/policy"
+	"accessbroker.internal/store"
 )
 
 // A Config is an operator's file without mistakes. Relative paths of the file are joined
@@ -58,7 +59,8 @@ type Config struct {
 	WorkloadAPI     string
 	Bundles         map[string]string // files, by trust domain
 	BundleMaxAge    time.Duration     // how long an unreadable bundle stays trusted; 0: derived from its refresh hint
-	Store           string            // a URL
+	Store           string            // a URL, perhaps with a password: show it with store.Redacted
+	StoreReport     *store.Report     // of Check, with PostgreSQL
 	Policies        string            // folder
 	Issuers         map[string]Issuer
 	Catalogue       broker.Catalogue

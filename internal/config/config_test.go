@@ -236,7 +236,7 @@ func TestBadConfigs(t *testing.T) {
 		"one account":                     {"store: sqlite", "people: {aliases: [[login/ana]]}\nstore: sqlite", `people.aliases.0: ["login/ana"] links no accounts`},
 		"an account that is no person":    {"store: sqlite", "people: {aliases: [[login/ana, ana]]}\nstore: sqlite", `people.aliases.0: "ana" is not a person`},
 		"a workload twice":                {"team: support}", "team: support}\n    - {under: spiffe://acme.test/agent, kind: workload}", "attest.workloads.1.under: spiffe://acme.test/agent is listed twice"},
-		"no store":                        {"store: sqlite:broker.db", "store: mysql:x", "broker.yaml:13:1: store: write sqlite:/path/to/broker.db"},
+		"no store":                        {"store: sqlite:broker.db", "store: mysql:x", `broker.yaml:13:1: store: the URL of the store has the unknown scheme "mysql": write sqlite:/path/to/broker.db or postgres://USER@HOST/DATABASE`},
 		"dangling issuer":                 {"issuer: tickets", "issuer: ticket", `broker.yaml:22:5: entitlements.tickets-api.issuer: there is no issuer "ticket": choose from aws, old, tickets, vault`},
 		"retired issuer":                  {"issuer: tickets", "issuer: old", `entitlements.tickets-api.issuer: "old" is retired`},
 		"two kinds of issuer":             {"{token: {audience: https://tickets.acme.test}}", "{token: {audience: https://tickets.acme.test}, aws: {region: x}}", "issuers.tickets: write exactly one kind"},

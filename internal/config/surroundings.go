@@ -24,9 +24,13 @@ import (
 // checks, because a start reports the same mistakes where they arise.
 func (c *checker) surroundings() {
 	c.listenersOfHost()
-	c.storeFile(c.cfg.Store)
+	if store.IsPostgres(c.cfg.Store) {
+		c.storeServer(c.cfg.Store)
+	} else if c.cfg.Store != "" {
+		c.storeFile(c.cfg.Store)
+	}
 	// By default, the checkpoint is next to the database, and its folder is checked.
-	if _, err := os.Stat(c.cfg.CheckpointFile); err == nil || c.d.file.Server.Checkpoint != "" {
+	if _, err := os.Stat(c.cfg.CheckpointFile); c.cfg.CheckpointFile != "" && err == nil || c.d.file.Server.Checkpoint != "" {
 		c.fileInFolder("server/checkpoint_file", c.cfg.CheckpointFile)
 	}
 	if c.cfg.AdminSocket != "" {
@@ -124,6 +128,24 @@ func (c *checker) canListen(ctx context.Context, key, address string) {
 	default:
 		c.report(key, "this machine can't listen on %s: %v", host, err)
 	}
+}
+
+// serverTimeout bounds the look at the server of a database.
+const serverTimeout = 15 * time.Second
+
+// storeServer checks that the database can be used, and notes what is weak about it.
+func (c *checker) storeServer(url string) {
+	ctx, cancel := context.WithTimeout(context.Background(), serverTimeout)
+	defer cancel()
+	report, err := store.Examine(ctx, url)
+	if err != nil {
+		c.report("store", "%v", err)
+		return
+	}
+	for _, w := range report.Warnings {
+		c.warn("store", "%s", w)
+	}
+	c.cfg.StoreReport = report
 }
 
 // storeFile checks that the database exists, or can be created.

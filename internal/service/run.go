@@ -17,6 +17,7 @@ import (
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/server"
 	"accessbroker.internal/server/inbound"
+	"accessbroker.internal/store"
 )
 
 // Run serves until ctx ends, drains, and closes the service.
@@ -91,7 +92,7 @@ func (s *Service) logStart(ctx context.Context, listeners []net.Listener) {
 	}
 	build := ReadBuild()
 	s.log.InfoContext(ctx, "started", "version", build.Version, "commit", build.Commit, "date", build.Date, "go", build.Go,
-		"file", s.config.Path, "revision", s.broker.Rules().Revision.String(), "store", s.config.Store, "listeners", addresses)
+		"file", s.config.Path, "revision", s.broker.Rules().Revision.String(), "store", store.Redacted(s.config.Store), "listeners", addresses)
 	if has, needs := openFiles(), s.config.Limits.Connections+ownFiles; has < needs {
 		s.log.WarnContext(ctx, "the limit of open files is too low for the limit of connections: at the limit, the broker accepts no connection and can't reach its issuers; set LimitNOFILE of the unit (ulimit -n) to the needed number, or lower server.limits.connections",
 			"limit", has, "needed", needs, "connections", s.config.Limits.Connections)

@@ -175,8 +175,9 @@ func judgeActive(e *Evidence, c *court) {
 // ownedWithin is how long a lease may wait for an owner: a replica that finishes or ends it.
 const ownedWithin = 30 * time.Second
 
-// judgeOwned checks that each lease that is being issued or revoked comes to an end within
-// 30 seconds, not counting the time of faults.
+// judgeOwned checks that each lease that is being issued comes to an end within 30 seconds,
+// and each revocation as well, not counting the time of faults. A revocation has come to its
+// end when the upstream knows of it: not every upstream confirms it.
 func judgeOwned(e *Evidence, c *court) {
 	type open struct {
 		at   int
@@ -209,9 +210,29 @@ func judgeOwned(e *Evidence, c *court) {
 			settle(r.Lease.ID, r.Time, "came to its end")
 		}
 	}
-	for id := range waiting {
-		settle(id, e.Settled, "was still open")
+	ends := e.upstreamEnds()
+	for id, w := range waiting {
+		until := e.Settled
+		if e.Log.Records[w.at].Kind == audit.LeaseRevoking {
+			until = ends[id] // zero: there is nothing to end
+		}
+		settle(id, until, "was still open")
 	}
+}
+
+// upstreamEnds returns when the credentials of leases ended upstream, by lease.
+func (e *Evidence) upstreamEnds() map[string]time.Time {
+	ends := map[string]time.Time{}
+	for _, u := range e.Upstream {
+		end := u.Ended
+		if end.IsZero() {
+			end = e.Settled
+		}
+		if end.After(ends[u.Lease]) {
+			ends[u.Lease] = end
+		}
+	}
+	return ends
 }
 
 // judgeUpstream checks what the upstream made: a credential has a record that precedes it,

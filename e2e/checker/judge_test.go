@@ -343,8 +343,17 @@ var judgements = []struct {
 	}, "every lease is owned"},
 	{"a revocation that no one finishes", func(s *script) {
 		s.log(ended("l1", audit.LeaseRevoking, "revoked"))
-		s.wait(time.Minute)
+		s.upstream("l1", time.Time{})
 	}, "every lease is owned"},
+	{"a revocation that the upstream does not confirm", func(s *script) {
+		s.log(opened("l1"))
+		s.log(ended("l1", audit.LeaseRevoking, "deadline"))
+		s.upstream("l1", s.now.Add(time.Second))
+	}, ""},
+	{"a revocation of nothing", func(s *script) {
+		s.log(ended("l1", audit.LeaseRevoking, "deadline"))
+		s.wait(time.Minute)
+	}, ""},
 
 	{"a credential upstream", func(s *script) {
 		s.log(opened("l1"))

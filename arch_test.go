@@ -69,6 +69,7 @@ var ours = map[string][]string{
 	"egress/egresstest":         {},
 	"egress/scrub":              {"api"},
 	"internal/brokertest":       {"*"},
+	"internal/storetest":        {},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"broker", "verify", "internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},
@@ -102,7 +103,7 @@ var rooms = map[string][]string{
 	"github.com/cedar-policy/cedar-go":       {"policy"},
 	"github.com/golang-jwt/jwt":              {"issuers/token", "issuers/vault", "cmd/broker", "internal/devworld"}, // cmd/broker: the demo's resource server; internal/devworld: the login
 	"modernc.org/sqlite":                     {"store"},
-	"github.com/jackc/pgx":                   {"store"},
+	"github.com/jackc/pgx":                   {"store", "internal/storetest"},
 	"database/sql":                           {"store"},
 	"golang.org/x/mod":                       {"audit", "audit/verify", "store"},
 	"golang.org/x/crypto":                    {"issuers/vault"}, // SSH certificates

@@ -110,14 +110,14 @@ func TestEveryStepOfACommitFails(t *testing.T) {
 // These variables make the test binary the process that is killed: they name the
 // database, the point, and after how many commits it is killed there.
 const (
-	crashPath  = "STORE_TEST_CRASH"
+	crashURL   = "STORE_TEST_CRASH"
 	crashPoint = "STORE_TEST_POINT"
 	crashAfter = "STORE_TEST_COMMITS"
 )
 
 func TestMain(m *testing.M) {
-	if path := os.Getenv(crashPath); path != "" {
-		if err := issueUntilKilled(path); err != nil {
+	if url := os.Getenv(crashURL); url != "" {
+		if err := issueUntilKilled(url); err != nil {
 			fmt.Println(err)
 		}
 		os.Exit(1) // it was to be killed
@@ -132,9 +132,9 @@ func TestMain(m *testing.M) {
 // issueUntilKilled issues from many goroutines and prints each confirmed
 // issuance. It revokes, counts and sweeps as well. At the crash point, it prints
 // the point and kills its own process.
-func issueUntilKilled(path string) error {
+func issueUntilKilled(url string) error {
 	ctx := context.Background()
-	s, err := Open(ctx, Config{URL: "sqlite:" + path, Reserve: 1 << 16})
+	s, err := Open(ctx, Config{URL: url, Reserve: 1 << 16})
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 func runAndKill(t *testing.T, path, point string, steps int) (confirmed []string, at string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), crashPath+"="+path, crashPoint+"="+point, fmt.Sprintf("%s=%d", crashAfter, steps))
+	cmd.Env = append(os.Environ(), crashURL+"="+testURL(t, path), crashPoint+"="+point, fmt.Sprintf("%s=%d", crashAfter, steps))
 	out, err := cmd.Output()
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.Exited() {
 		t.Fatalf("%s: the process was not killed: %v\n%s", point, err, out)

@@ -82,7 +82,7 @@ func TestNotices(t *testing.T) {
 // it did not have.
 func TestNoticesOfEarlierVersions(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
-	s, err := Open(t.Context(), Config{URL: "sqlite:" + path, Reserve: 1 << 16})
+	s, err := Open(t.Context(), Config{URL: testURL(t, path), Reserve: 1 << 16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestNoticesOfEarlierVersions(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = Open(t.Context(), Config{URL: "sqlite:" + path, Reserve: 1 << 16}); err != nil {
+	if s, err = Open(t.Context(), Config{URL: testURL(t, path), Reserve: 1 << 16}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()

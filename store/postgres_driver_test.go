@@ -5,23 +5,18 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-)
 
-// postgresEnv names a running PostgreSQL for the tests: the URL of a superuser.
-const postgresEnv = "STORE_TEST_POSTGRES"
+	"accessbroker.internal/internal/storetest"
+)
 
 // postgresPool returns a pool of the driver on the tests' server.
 func postgresPool(t *testing.T, change func(*postgresConfig)) *sql.DB {
 	t.Helper()
-	url := os.Getenv(postgresEnv)
-	if url == "" {
-		t.Skip("needs a PostgreSQL: set " + postgresEnv)
-	}
+	url := storetest.OnlyPostgres(t)
 	cfg := postgresConfig{settings: func() (*pgx.ConnConfig, error) { return parsePostgres(url) }}
 	if change != nil {
 		change(&cfg)

@@ -10,6 +10,7 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 const testOrigin = "broker.test/log/00000000"
@@ -19,11 +20,23 @@ var (
 	testNow                   = time.Date(2026, 11, 3, 12, 0, 0, 0, time.UTC)
 )
 
+// testURL returns the URL of the database that stands for a file (package storetest).
+func testURL(t testing.TB, path string) string {
+	t.Helper()
+	return storetest.URL(t, path, func(url string) error {
+		s, err := Open(context.Background(), Config{URL: url})
+		if err != nil {
+			return err
+		}
+		return s.Close()
+	})
+}
+
 // open opens a store at the path, and a log if it has none.
 func open(t testing.TB, path string) *Store {
 	t.Helper()
 	_, measured := t.(*testing.B)
-	s, err := Open(t.Context(), Config{URL: "sqlite:" + path, Reserve: 1 << 16, NoSync: !measured})
+	s, err := Open(t.Context(), Config{URL: testURL(t, path), Reserve: 1 << 16, NoSync: !measured})
 	if err != nil {
 		t.Fatal(err)
 	}

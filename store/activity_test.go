@@ -16,6 +16,7 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/activity"
+	"accessbroker.internal/internal/storetest"
 )
 
 // afterNow is later than the records of a log that was just opened, and an hour begins.
@@ -327,6 +328,7 @@ func TestActivitySurvivesFailedCommits(t *testing.T) {
 
 // A database from before the counts is counted from its first record, over all its logs.
 func TestActivityOfAnEarlierVersion(t *testing.T) {
+	storetest.OnlySQLite(t, "databases from before PostgreSQL")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	now := afterNow

@@ -12,6 +12,8 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/audit/verify"
+
+	"accessbroker.internal/internal/storetest"
 )
 
 func checkLog(ctx context.Context, src audit.Source) error {
@@ -63,6 +65,7 @@ func issueOne(t *testing.T, s *Store, n int) error {
 
 // A broker that commits during a backup does not disturb it: the copy is as of its start.
 func TestBackupIsOneSnapshotOfADatabaseInUse(t *testing.T) {
+	storetest.OnlySQLite(t, "a backup is a file of SQLite")
 	s, path := storeToBackUp(t)
 	before := s.Head()
 	steps := 0
@@ -105,6 +108,7 @@ func TestBackupIsOneSnapshotOfADatabaseInUse(t *testing.T) {
 
 // A backup of a database that no broker uses is the same, and changes no file next to it.
 func TestBackupWithoutABroker(t *testing.T) {
+	storetest.OnlySQLite(t, "a backup is a file of SQLite")
 	s, path := storeToBackUp(t)
 	size := s.Head().Size
 	if err := s.Close(); err != nil {
@@ -120,6 +124,7 @@ func TestBackupWithoutABroker(t *testing.T) {
 }
 
 func TestBackupRefusesFiles(t *testing.T) {
+	storetest.OnlySQLite(t, "a backup is a file of SQLite")
 	_, path := storeToBackUp(t)
 	dir := t.TempDir()
 	exists, pipe := filepath.Join(dir, "exists"), filepath.Join(dir, "pipe")
@@ -163,6 +168,7 @@ func isBackup(t *testing.T, file string) bool {
 
 // A backup that does not finish leaves no file, and one that was killed is in no one's way.
 func TestBackupIsWrittenCompletelyOrNotAtAll(t *testing.T) {
+	storetest.OnlySQLite(t, "a backup is a file of SQLite")
 	_, path := storeToBackUp(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "b.backup")
@@ -196,6 +202,7 @@ func TestBackupIsWrittenCompletelyOrNotAtAll(t *testing.T) {
 }
 
 func TestVerifyBackupFindsDamage(t *testing.T) {
+	storetest.OnlySQLite(t, "a backup is a file of SQLite")
 	_, path := storeToBackUp(t)
 	for name, test := range map[string]struct{ sql, says string }{
 		"a changed row":      {"UPDATE requests SET body = x'00' WHERE id = (SELECT min(id) FROM requests)", "rows are not those"},
@@ -241,6 +248,7 @@ func TestVerifyBackupFindsDamage(t *testing.T) {
 
 // Restore replaces a database in one step and deletes none.
 func TestRestore(t *testing.T) {
+	storetest.OnlySQLite(t, "a backup is a file of SQLite")
 	s, path := storeToBackUp(t)
 	file := filepath.Join(t.TempDir(), "b.backup")
 	info := backUp(t, path, file, BackupOptions{})
@@ -282,6 +290,7 @@ func TestRestore(t *testing.T) {
 }
 
 func TestRestoreToAnEmptyPlace(t *testing.T) {
+	storetest.OnlySQLite(t, "a backup is a file of SQLite")
 	_, path := storeToBackUp(t)
 	file, to := filepath.Join(t.TempDir(), "b.backup"), filepath.Join(t.TempDir(), "new.db")
 	info := backUp(t, path, file, BackupOptions{})

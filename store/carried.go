@@ -309,10 +309,15 @@ func (h *holdings) fillCarried(ctx context.Context, db *sql.DB) error {
 	for id, k := range h.kinds {
 		kinds[k] = id
 	}
-	var first, last []byte
-	query := "SELECT max(since, coalesce((SELECT min(id) FROM requests), x'')), (SELECT max(id) FROM requests) FROM carried"
-	if err := db.QueryRowContext(ctx, query).Scan(&first, &last); err != nil || last == nil {
+	var since, first, last []byte
+	if err := db.QueryRowContext(ctx, firstAndLast("requests")).Scan(&first, &last); err != nil || last == nil {
 		return err
+	}
+	if err := db.QueryRowContext(ctx, "SELECT since FROM carried").Scan(&since); err != nil {
+		return err
+	}
+	if bytes.Compare(since, first) > 0 {
+		first = since
 	}
 	carried, err := readHalves(first, last, func(set *leaseSet, where string, bound []byte) error {
 		query := "SELECT id, body, lease FROM requests WHERE lease IS NOT NULL AND id >= ? AND " + where + " ORDER BY id"

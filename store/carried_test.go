@@ -14,6 +14,7 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 // together commits Updates as one group.
@@ -412,6 +413,7 @@ func TestStartReadsFromTheFirstCarriedLease(t *testing.T) {
 
 // A database of version 11 has leases in rows of their own, and keeps them.
 func TestLeasesOfVersion11(t *testing.T) {
+	storetest.OnlySQLite(t, "databases from before PostgreSQL")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	old := newIssuance(t, 1)

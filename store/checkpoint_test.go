@@ -5,6 +5,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"accessbroker.internal/internal/storetest"
 )
 
 // fillLog makes one Update at a time until Run is woken. It returns the length of
@@ -34,6 +36,7 @@ func sizeOf(t *testing.T, path string) int64 {
 }
 
 func TestRunCopiesTheWriteAheadLog(t *testing.T) {
+	storetest.OnlySQLite(t, "the write-ahead log of SQLite")
 	s := newStore(t)
 	fillLog(t, s)
 	before := sizeOf(t, s.w.engine.(*sqliteEngine).path)
@@ -55,6 +58,7 @@ func TestRunCopiesTheWriteAheadLog(t *testing.T) {
 
 // The next group copies the rest, and SQLite writes its log from the start again.
 func TestTheWriteAheadLogIsReused(t *testing.T) {
+	storetest.OnlySQLite(t, "the write-ahead log of SQLite")
 	s := newStore(t)
 	before := fillLog(t, s)
 	s.copied.Store(true)

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"accessbroker.internal/audit"
+
+	"accessbroker.internal/internal/storetest"
 )
 
 func TestRulesAreKeptByDigest(t *testing.T) {
@@ -34,6 +36,7 @@ func TestRulesAreKeptByDigest(t *testing.T) {
 }
 
 func TestDatabasesAreRecognized(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	if err := open(t, path).Close(); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 // fillUp issues until the store returns an error, and returns the leases that were
@@ -60,6 +61,7 @@ func recovers(t *testing.T, s *Store) {
 
 // SQLite itself limits the size of the database.
 func TestFullDatabase(t *testing.T) {
+	storetest.OnlySQLite(t, "the disk is the server's")
 	s := newStore(t)
 	limit := func(pages string) {
 		if _, err := s.w.conn.ExecContext(t.Context(), "PRAGMA max_page_count = "+pages); err != nil {
@@ -79,6 +81,7 @@ func TestFullDatabase(t *testing.T) {
 // On a full disk, nothing is issued, and ends of leases are recorded in the
 // reserve.
 func TestFullDisk(t *testing.T) {
+	storetest.OnlySQLite(t, "the disk is the server's")
 	dir := smallDisk(t, "8m")
 	s := open(t, filepath.Join(dir, "broker.db"))
 	s.w.reserve.size = 2 << 20
@@ -133,6 +136,7 @@ func lift(t *testing.T, s *Store, b *broker.Block) {
 // The store also reports a database that cannot be written for reasons other than
 // space, until the statement of Run succeeds.
 func TestUnwritableDatabase(t *testing.T) {
+	storetest.OnlySQLite(t, "the disk is the server's")
 	s := open(t, filepath.Join(t.TempDir(), "broker.db"))
 	s.w.fault = func(string, func() error) error { return errors.New("input/output error") }
 	i := newIssuance(t, 1)
@@ -154,6 +158,7 @@ func TestUnwritableDatabase(t *testing.T) {
 
 // A reserve that was removed while the disk had space is made again.
 func TestRemovedReserve(t *testing.T) {
+	storetest.OnlySQLite(t, "the disk is the server's")
 	s := newStore(t)
 	works(t, s)
 	if err := os.Remove(s.w.reserve.path); err != nil {

@@ -201,7 +201,7 @@ func (s *Store) fillHoldings(ctx context.Context, h *holdings) (err error) {
 // live leases waits for it when it starts.
 func (h *holdings) fill(ctx context.Context, db *sql.DB, table int) error {
 	var first, last []byte
-	if err := db.QueryRowContext(ctx, "SELECT min(id), max(id) FROM "+holdingTables[table]).Scan(&first, &last); err != nil || first == nil {
+	if err := db.QueryRowContext(ctx, firstAndLast(holdingTables[table])).Scan(&first, &last); err != nil || first == nil {
 		return err
 	}
 	set, err := readHalves(first, last, func(set *leaseSet, where string, bound []byte) error {
@@ -209,6 +209,12 @@ func (h *holdings) fill(ctx context.Context, db *sql.DB, table int) error {
 	})
 	h.tables[table] = set
 	return err
+}
+
+// firstAndLast returns the query for the first and the last id of a table. (PostgreSQL has no
+// min of bytes.)
+func firstAndLast(table string) string {
+	return "SELECT (SELECT id FROM " + table + " ORDER BY id LIMIT 1), (SELECT id FROM " + table + " ORDER BY id DESC LIMIT 1)"
 }
 
 // readHalves reads leases with ids from first to last with two calls of read: one for the

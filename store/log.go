@@ -3,9 +3,9 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
@@ -89,6 +89,9 @@ func (s *Store) Record(ctx context.Context, index int64) (audit.Item, error) {
 	return item, nil
 }
 
+// recordBatch is how many records one query reads.
+const recordBatch = 64
+
 // Records returns those of the ids that name records of the current log, in its
 // order. It leaves out records of earlier logs.
 func (s *Store) Records(ctx context.Context, ids []broker.RecordID) (items []audit.Item, err error) {
@@ -98,18 +101,17 @@ func (s *Store) Records(ctx context.Context, ids []broker.RecordID) (items []aud
 			wanted = append(wanted, int64(id))
 		}
 	}
-	list, err := json.Marshal(wanted)
-	if err != nil {
-		return nil, err
-	}
-	query := "SELECT id, leaf, hashes, openings FROM records WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
-	err = each(ctx, s.readers, query, []any{string(list)}, func(rows *sql.Rows) error {
-		item, err := scanItem(rows)
-		items = append(items, item)
-		return err
-	})
-	if err != nil {
-		return nil, unavailable("reading records", err)
+	slices.Sort(wanted)
+	for batch := range slices.Chunk(wanted, recordBatch) {
+		query := "SELECT id, leaf, hashes, openings FROM records WHERE " + idAmong(len(batch)) + " ORDER BY id"
+		err := each(ctx, s.readers, query, anys(batch), func(rows *sql.Rows) error {
+			item, err := scanItem(rows)
+			items = append(items, item)
+			return err
+		})
+		if err != nil {
+			return nil, unavailable("reading records", err)
+		}
 	}
 	if len(items) < len(wanted) {
 		return nil, unavailable("reading records", fmt.Errorf("the log has %d of %d", len(items), len(wanted)))
@@ -141,7 +143,7 @@ func (s *Store) SaveCheckpoint(ctx context.Context, size int64, signed []byte) e
 		if err := w.exec(ctx, "INSERT INTO checkpoints (id, note) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET note = excluded.note", id, string(signed)); err != nil {
 			return err
 		}
-		return w.exec(ctx, "DELETE FROM checkpoints WHERE id >= ? AND id < (SELECT min(id) FROM (SELECT id FROM checkpoints ORDER BY id DESC LIMIT ?))",
+		return w.exec(ctx, "DELETE FROM checkpoints WHERE id >= ? AND id < (SELECT min(id) FROM (SELECT id FROM checkpoints ORDER BY id DESC LIMIT ?) AS kept)",
 			recordID(w.head.Epoch, 0), keptCheckpoints)
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 func notice(n byte, channel string, event broker.NoticeEvent, due time.Time) *broker.Notice {
@@ -81,6 +82,7 @@ func TestNotices(t *testing.T) {
 // Notices that an earlier version left undelivered are found by the columns that
 // it did not have.
 func TestNoticesOfEarlierVersions(t *testing.T) {
+	storetest.OnlySQLite(t, "databases from before PostgreSQL")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s, err := Open(t.Context(), Config{URL: testURL(t, path), Reserve: 1 << 16})
 	if err != nil {

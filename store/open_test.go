@@ -14,9 +14,11 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 func TestOpenReturnsErrors(t *testing.T) {
+	storetest.OnlySQLite(t, "how PostgreSQL is opened has tests of its own")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	for _, test := range []struct{ url, says string }{
@@ -62,6 +64,7 @@ func TestOpenSourceReturnsErrors(t *testing.T) {
 // The error for a reader who can neither read nor create SQLite's files next to a
 // database in use states what to do instead.
 func TestOpenSourceWithoutPermission(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	if err := open(t, path).Close(); err != nil {
 		t.Fatal(err)
@@ -76,6 +79,7 @@ func TestOpenSourceWithoutPermission(t *testing.T) {
 }
 
 func TestFilesAreOnlyForTheirOwner(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	dir := t.TempDir()
 	s := open(t, filepath.Join(dir, "broker.db"))
 	works(t, s)
@@ -94,7 +98,7 @@ func TestADatabaseInUseCanBeVerified(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	works(t, s)
-	f, err := OpenSource(t.Context(), "sqlite:"+path)
+	f, err := OpenSource(t.Context(), testURL(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +114,7 @@ func TestADatabaseInUseCanBeVerified(t *testing.T) {
 
 // A byte is flipped in a copy of the database; the verifier names the record.
 func TestOneFlippedByte(t *testing.T) {
+	storetest.OnlySQLite(t, "a byte of a file")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	for n := range 9 {
@@ -214,7 +219,7 @@ func TestProofsAndCheckpoints(t *testing.T) {
 }
 
 func TestLogsOfADatabase(t *testing.T) {
-	s, err := Open(t.Context(), Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16})
+	s, err := Open(t.Context(), Config{URL: testURL(t, filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,6 +269,7 @@ func newEpoch(ctx context.Context, s *Store, origin, public string) error {
 
 // Commits wait for the disk unless a test asks for the opposite.
 func TestCommitsAreDurable(t *testing.T) {
+	storetest.OnlySQLite(t, "the server decides what is durable")
 	const off, full = 0, 2 // as SQLite numbers them
 	for noSync, want := range map[bool]int{false: full, true: off} {
 		s, err := Open(t.Context(), Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16, NoSync: noSync})

@@ -26,6 +26,7 @@ var expressions = []string{
 	// The role of a broker cannot change records: see logGuards.
 	"UPDATE records SET openings = NULL WHERE id IN", "SELECT erase_text(id) FROM records WHERE id IN",
 	"CAST(id || request || holder AS BLOB)", "id || request || convert_to(holder, 'UTF8')",
+	"SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'suspensions'", "SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('suspensions')",
 	"INSERT INTO carried SELECT 1, coalesce(max(id), x'') FROM requests", "INSERT INTO carried VALUES (1, x'')", // a migration of what PostgreSQL never had
 	"instr(substr(body, 1, ?), ?)", "pg_catalog.position(substr(body, 1, ?::int4), ?)",
 }

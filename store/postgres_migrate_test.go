@@ -7,19 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"accessbroker.internal/internal/storetest"
 )
 
 // emptyPostgres creates an empty database and returns its URL, for a superuser.
 func emptyPostgres(t *testing.T, with string) *postgresURL {
 	t.Helper()
 	db := postgresPool(t, nil)
-	u, err := parsePostgresURL(os.Getenv(postgresEnv))
+	u, err := parsePostgresURL(storetest.OnlyPostgres(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 // losses are the ways in which a running broker can lose the files of its database.
@@ -69,6 +70,7 @@ func openLogged(t *testing.T) (s *Store, path string, logged *bytes.Buffer) {
 
 // While the files are lost, nothing is written, and leases can still be read.
 func TestLostFiles(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	for _, loss := range losses {
 		t.Run(loss.name, func(t *testing.T) {
 			s, path, logged := openLogged(t)
@@ -120,6 +122,7 @@ func TestLostFiles(t *testing.T) {
 // An Update whose files are lost between its COMMIT and its answer fails: its record
 // is in no file that a later start would open.
 func TestFilesLostBeforeTheAnswer(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	for _, step := range commitSteps {
 		t.Run(step, func(t *testing.T) {
 			s, path, _ := openLogged(t)
@@ -146,6 +149,7 @@ func TestFilesLostBeforeTheAnswer(t *testing.T) {
 // A COMMIT whose answer is lost together with the files must not wait forever for
 // the files: callers and revocations would hang.
 func TestCommitUnknownWithLostFiles(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	s, path, _ := openLogged(t)
 	s.w.fault = func(at string, f func() error) error {
 		if at != "commit" {
@@ -170,6 +174,7 @@ func TestCommitUnknownWithLostFiles(t *testing.T) {
 
 // Run notices lost files without any Update.
 func TestRunNoticesLostFiles(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	s, path, _ := openLogged(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -192,6 +197,7 @@ func TestRunNoticesLostFiles(t *testing.T) {
 // A broker that ends must not touch the files of another database at its paths:
 // SQLite would delete the other one's write-ahead log.
 func TestCloseLeavesAnotherDatabaseAlone(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	s, path, _ := openLogged(t)
 	works(t, s)
 	want := map[string]string{path: "another database", path + "-wal": "its changes", path + "-shm": "its memory"}
@@ -223,6 +229,7 @@ func await(t *testing.T, what string, holds func() bool) {
 // A new connection must not read another database, such as an older copy in which
 // revoked leases are active.
 func TestNewConnectionsRefuseAnotherFile(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	s, path, _ := openLogged(t)
 	works(t, s)
 	copied, err := os.ReadFile(path)
@@ -257,6 +264,7 @@ const openPath = "STORE_TEST_OPEN"
 // A second process is refused, whatever path leads it to the database, and leaves
 // no files behind.
 func TestSecondProcessIsRefused(t *testing.T) {
+	storetest.OnlySQLite(t, "PostgreSQL serves several processes")
 	for name, second := range map[string]func(t *testing.T, dir, path string) (string, error){
 		"same path":     func(_ *testing.T, _, path string) (string, error) { return path, nil },
 		"removed .lock": func(_ *testing.T, _, path string) (string, error) { return path, os.Remove(path + ".lock") },
@@ -327,6 +335,7 @@ func names(t *testing.T, dir string) (list []string) {
 
 // A start that fails after Open leaves the folder as it was.
 func TestDiscard(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	for name, test := range map[string]struct {
 		prepare func(path string) error
 		want    []string
@@ -362,6 +371,7 @@ func TestDiscard(t *testing.T) {
 // Discard keeps a database that was there before, and a file that is not its own. It
 // removes the lock and the reserve, unless they were there, too.
 func TestDiscardKeepsOtherDatabases(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	if err := open(t, path).Close(); err != nil {
 		t.Fatal(err)
@@ -402,6 +412,7 @@ func TestDiscardKeepsOtherDatabases(t *testing.T) {
 }
 
 func TestFailedOpenLeavesNoFiles(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	dir := t.TempDir()
@@ -434,6 +445,7 @@ func TestFailedOpenLeavesNoFiles(t *testing.T) {
 // A revocation whose COMMIT may have happened when the files were lost is no secret to
 // introspection: readers see what the open files have, not what was read before.
 func TestLeaseIsReadAgainAfterUncertainCommit(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	s, path, _ := openLogged(t)
 	id := broker.NewLeaseID(time.Now())
 	putLease(t, s, id, broker.LeaseActive)

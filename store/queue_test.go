@@ -381,6 +381,18 @@ func TestAClosedStoreReturnsErrors(t *testing.T) {
 // second process could on a file system that ignores locks.
 func secondWriter(t *testing.T, s *Store) *Store {
 	t.Helper()
+	if s.Shared() {
+		second, err := Open(t.Context(), s.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := second.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return second
+	}
 	w, err := openWriter(t.Context(), s.w.engine.(*sqliteEngine).path, s.cfg, s.presence.check)
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"os"
 
+	"github.com/jackc/pgx/v5"
+
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 )
@@ -29,9 +31,12 @@ func (s *Store) Source() audit.Source { return &logSource{db: s.readers} }
 // may be using. It is safe for concurrent use.
 type Source struct{ logSource }
 
-// OpenSource opens the log in a database, given as "sqlite:/path" or as a path.
-// The caller closes it.
+// OpenSource opens the log in a database, given as a URL or as the path of a SQLite
+// database. The caller closes it. A role of PostgreSQL that may only read suffices.
 func OpenSource(ctx context.Context, pathOrURL string) (*Source, error) {
+	if isPostgres(pathOrURL) {
+		return openSharedSource(ctx, pathOrURL)
+	}
 	path, err := sqlitePath(pathOrURL)
 	if err != nil {
 		if path, err = sqlitePath("sqlite:" + pathOrURL); err != nil {
@@ -65,6 +70,29 @@ func OpenSource(ctx context.Context, pathOrURL string) (*Source, error) {
 			err = fmt.Errorf("it is in use, or its broker was killed, so the -wal and -shm files next to it have to be read or created; without permission for that, read an export (broker audit export) or a backup (%w)", err)
 		}
 		return nil, errors.Join(fmt.Errorf("opening the log in %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}
+
+// openSharedSource opens the log in a database of PostgreSQL.
+func openSharedSource(ctx context.Context, url string) (*Source, error) {
+	u, err := parsePostgresURL(url)
+	if err != nil {
+		return nil, err
+	}
+	f := &Source{}
+	f.db = openPostgres(postgresConfig{settings: func() (*pgx.ConnConfig, error) { return parsePostgres(url) }, readOnly: true})
+	f.db.SetMaxOpenConns(1)
+	schema, err := readSchema(ctx, f.db)
+	switch {
+	case err != nil:
+	case schema.version == 0:
+		err = errors.New("it is not the database of a broker")
+	default:
+		err = schema.check()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the log in %s: %w", u, err), f.Close())
 	}
 	return f, nil
 }

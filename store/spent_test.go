@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 func spentKey(n int) (key broker.SpentKey) {
@@ -126,6 +127,7 @@ func TestFailedUpdateUsesNothing(t *testing.T) {
 // A database of version 11 keeps what was used: a proof from before the upgrade is refused
 // after it.
 func TestUsedBeforeVersion12(t *testing.T) {
+	storetest.OnlySQLite(t, "databases from before PostgreSQL")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	setBack(t, s, 11)

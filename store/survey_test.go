@@ -16,6 +16,7 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/inventory"
+	"accessbroker.internal/internal/storetest"
 )
 
 // checkSurvey writes the rest of the log to the inventory, and checks that the inventory is
@@ -172,6 +173,7 @@ func TestInventoryIsExact(t *testing.T) {
 
 // A database from before the inventory is read from its first record.
 func TestInventoryOfAnEarlierVersion(t *testing.T) {
+	storetest.OnlySQLite(t, "databases from before PostgreSQL")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	now := afterNow

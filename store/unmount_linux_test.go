@@ -8,10 +8,12 @@ import (
 	"testing"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 // A file system that is unmounted lazily keeps its open files, like a removed folder.
 func TestUnmountedDatabase(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	dir := smallDisk(t, "16m")
 	s := open(t, filepath.Join(dir, "broker.db"))
 	works(t, s)

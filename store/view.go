@@ -86,7 +86,7 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 		id := standingID(q.RestsOn)
 		l.query = `SELECT page.request, body FROM (SELECT DISTINCT request FROM rests
 			WHERE (subject = ? OR subject > ? AND subject < ?) AND request < ? AND until > ? ORDER BY request DESC LIMIT ?) AS page
-			CROSS JOIN requests ON requests.id = page.request`
+			CROSS JOIN requests ON requests.id = page.request /*+ ORDER BY page.request DESC*/`
 		l.args = []any{id, append(slices.Clone(id), '/'), append(slices.Clone(id), '/'+1), before(q.Before[:]), q.Now.UnixMilli(), maxScan}
 	case q.RestsOn != broker.StandingKey{}:
 		l.query = `SELECT rests.request, body FROM rests CROSS JOIN requests ON requests.id = rests.request
@@ -94,13 +94,13 @@ func (v *viewTx) Requests(q broker.RequestQuery) ([]*broker.Request, broker.Requ
 		l.args = []any{standingID(q.RestsOn), before(q.Before[:]), q.Now.UnixMilli(), maxScan}
 	case q.Requester != "" && personOf(q.Requester) != nil:
 		l.query = `SELECT page.id, body FROM (SELECT id FROM requests INDEXED BY requests_person
-			WHERE person = ? AND id < ? ORDER BY id DESC LIMIT ?) AS page CROSS JOIN requests ON requests.id = page.id`
+			WHERE person = ? AND id < ? ORDER BY id DESC LIMIT ?) AS page CROSS JOIN requests ON requests.id = page.id /*+ ORDER BY page.id DESC*/`
 		l.args = []any{q.Requester, before(q.Before[:]), maxScan}
 	case q.Status == broker.RequestPending:
 		// CROSS JOIN keeps SQLite from reordering the join: it sorts the ids alone,
 		// and not the bodies.
 		l.query = `SELECT page.id, body FROM (SELECT id FROM requests INDEXED BY requests_pending
-			WHERE lapses > ? AND id < ? ORDER BY id DESC LIMIT ?) AS page CROSS JOIN requests ON requests.id = page.id`
+			WHERE lapses > ? AND id < ? ORDER BY id DESC LIMIT ?) AS page CROSS JOIN requests ON requests.id = page.id /*+ ORDER BY page.id DESC*/`
 		l.args = []any{q.Now.UnixMilli(), before(q.Before[:]), maxScan}
 	}
 	page, next, err := l.read(v)
@@ -161,7 +161,7 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 // lease, so that a call reads a bounded number of rows; they have no body. A lease comes
 // before its request without one, which may have the same id: a page may end between them.
 const selectLeasesBack = `SELECT id, body, NULL FROM leases WHERE id < ?1
-	UNION ALL SELECT id, CASE WHEN lease IS NOT NULL THEN body END, lease FROM requests WHERE id < ?1 ORDER BY 1 DESC LIMIT ?2`
+	UNION ALL SELECT id, CASE WHEN lease IS NOT NULL THEN body END, lease FROM requests WHERE id < ?1 ORDER BY 1 DESC /*+, 2 DESC NULLS LAST*/ LIMIT ?2`
 
 // carriedQuery selects candidates for wantsLease by the live leases that requests carry.
 // The holder is the requester, whose ID is at the beginning of the body.
@@ -174,7 +174,7 @@ func carriedQuery(q *broker.LeaseQuery) (query string, args []any) {
 	}
 	if name != "" {
 		const most = 32 // bytes before it
-		query, args = query+" AND instr(substr(body, 1, ?), ?)", append(args, len(name)+most, []byte(name))
+		query, args = query+" AND instr(substr(body, 1, ?), ?) > 0", append(args, len(name)+most, []byte(name))
 	}
 	return query, args
 }

@@ -13,6 +13,9 @@ import (
 	"accessbroker.internal/internal/storetest"
 )
 
+// postgresEnv is the environment variable with the URL of a server.
+const postgresEnv = storetest.Env
+
 // postgresPool returns a pool of the driver on the tests' server.
 func postgresPool(t *testing.T, change func(*postgresConfig)) *sql.DB {
 	t.Helper()

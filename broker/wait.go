@@ -49,9 +49,16 @@ func (w *waiters) leave(id RequestID, one *waiting) {
 }
 
 // changed wakes the calls that wait for a request, and all watchers.
-func (w *waiters) changed(id RequestID) {
-	w.wake(id)
-	w.touch([]RequestID{id})
+func (w *waiters) changed(ids ...RequestID) {
+	for _, id := range ids {
+		w.wake(id)
+	}
+	w.touch(ids)
+	w.notify()
+}
+
+// notify wakes all watchers.
+func (w *waiters) notify() {
 	w.Lock()
 	defer w.Unlock()
 	for watcher := range w.watchers {
@@ -60,6 +67,18 @@ func (w *waiters) changed(id RequestID) {
 		default: // an earlier change is still unread
 		}
 	}
+}
+
+// wakeAll wakes everyone who waits: any request may have changed.
+func (w *waiters) wakeAll() {
+	w.Lock()
+	for id, one := range w.by {
+		close(one.changed)
+		delete(w.by, id)
+	}
+	w.touched = nil
+	w.Unlock()
+	w.notify()
 }
 
 // touch remembers requests that an inbox must read again.
@@ -93,6 +112,40 @@ func (w *waiters) wake(id RequestID) {
 	if one := w.by[id]; one != nil {
 		close(one.changed)
 		delete(w.by, id)
+	}
+}
+
+// Wake wakes the calls and loops of this process that wait for rows which another process
+// changed; nil keys mean that any row may have changed. It does not block.
+func Wake(b *Broker, keys []Key) {
+	if keys == nil {
+		b.waiters.wakeAll()
+		b.Facts.hurry()
+		return
+	}
+	var requests []RequestID
+	var reviews, facts bool
+	issued := map[RequestID]bool{} // filed and collected in one call, by the ID that they share with the lease
+	for _, key := range keys {
+		switch k := key.(type) {
+		case RequestID:
+			requests = append(requests, k)
+		case LeaseID:
+			issued[RequestID(k)] = true
+		case ReviewKey:
+			reviews = true
+		case StandingKey:
+			facts = true
+		}
+	}
+	if facts {
+		b.Facts.hurry()
+	}
+	if !reviews { // no inbox shows requests that never waited, and there are many
+		requests = slices.DeleteFunc(requests, func(id RequestID) bool { return issued[id] })
+	}
+	if len(requests) > 0 {
+		b.waiters.changed(requests...)
 	}
 }
 

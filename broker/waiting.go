@@ -11,7 +11,7 @@ import (
 
 // The inboxes of all people show the requests that wait for a decision or a review. They
 // are few compared to all requests, so the broker keeps them in memory. A change in this
-// process is read before the next inbox; changes by other processes are read by keepWaiting.
+// another process (see Wake), is read before the next inbox.
 
 // maxWaiting bounds how many pending requests, and how many reviews, are kept for the
 // inboxes.

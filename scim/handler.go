@@ -112,6 +112,10 @@ func (h *Handler) serve(r *http.Request) (a answer, err error) {
 	if err := h.cfg.Directory.Heard(r.Context(), source, caller.At); err != nil {
 		return a, err
 	}
+	// The client may have reached another process a moment ago.
+	if err := h.cfg.Directory.Refresh(r.Context(), caller.At); err != nil {
+		return a, err
+	}
 	req := &request{Request: r, h: h, caller: caller, source: source}
 	if req.query, err = parseQuery(r.URL.RawQuery); err != nil {
 		return a, err

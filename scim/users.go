@@ -158,7 +158,7 @@ func (r *request) changeUser(id string, change func(before Document) (Document, 
 			return answer{}, err
 		}
 		if reflect.DeepEqual(before, after) {
-			return r.user(http.StatusOK, row, after), r.h.cfg.Directory.Refresh(r.Context(), r.caller, row)
+			return r.user(http.StatusOK, row, after), r.h.cfg.Directory.Repeat(r.Context(), r.caller, row)
 		}
 		c, err := r.userChange(before, after)
 		if err != nil {

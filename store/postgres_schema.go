@@ -9,7 +9,7 @@ import (
 
 // postgresTables are the tables and columns that only PostgreSQL has, each next to the code
 // that uses it.
-var postgresTables = []string{feedTables, writerTables, schemaTables, ruleFileTables, dutyTables}
+var postgresTables = []string{feedTables, writerTables, schemaTables, ruleFileTables, dutyTables, replicaTables}
 
 // createPostgres creates the tables of the newest schema version in an empty database. The
 // migrations of SQLite say what they are; the driver translates them. Those of the versions

@@ -71,6 +71,7 @@ type Store struct {
 	surveying *projection // the inventory
 	tallying  *projection // records by their traits
 	readers   *sql.DB
+	announcer *sql.DB                 // nil: this process shares its database with no other one
 	openPool  func() (*sql.DB, error) // connections for the reading of many rows
 	gets      [tableCount]*sql.Stmt   // one row of a table by id, on readers
 	queue     queue

@@ -8,6 +8,7 @@
 //	effects.go     facts about people, and the end of what a membership permitted
 //	person.go      what decisions ask: Person implements broker.Directory
 //	token.go       the tokens of provisioning clients
+//	others.go      changes by other processes
 //
 // Each change is one transaction with its record. Memory follows the commit. A person who
 // loses access is reported before the change is stored, and a person who gains access is
@@ -57,6 +58,10 @@ type Config struct {
 	// Rows calls f for every row of the directory, users and groups before members.
 	Rows func(ctx context.Context, f func(broker.Row) error) error
 
+	// Fresh returns when Changed was called for every commit of another process before the
+	// call; nil: no other process writes.
+	Fresh func(ctx context.Context) error
+
 	Sources []Source
 	Log     *slog.Logger // nil: discarded
 }
@@ -67,6 +72,7 @@ type Directory struct {
 	facts   *broker.Facts // set by Connect
 	changes chan struct{} // wakes Run
 	locks   locks
+	others  others
 
 	mu      sync.RWMutex
 	sources map[string]*source                       // guarded by mu, as is what it leads to
@@ -115,6 +121,9 @@ func Open(ctx context.Context, cfg Config) (*Directory, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Fresh == nil {
+		cfg.Fresh = func(context.Context) error { return nil }
 	}
 	d := &Directory{cfg: cfg, changes: make(chan struct{}, 1), sources: map[string]*source{}, people: map[string]*user{}, tokens: map[broker.SCIMTokenID]*broker.SCIMToken{}}
 	for _, s := range cfg.Sources {
@@ -185,7 +194,7 @@ func (d *Directory) adoptUser(s *source, r *broker.DirectoryUser) {
 	u := s.users.byID[r.ID]
 	if u == nil {
 		u = &user{source: s, id: r.ID, groups: map[broker.DirectoryGroupID]*group{}}
-	} else if u.person != "" {
+	} else if d.people[u.person] == u {
 		delete(d.people, u.person)
 	}
 	u.person, u.userName, u.externalID, u.manager = r.Person, r.UserName, r.ExternalID, r.Manager
@@ -228,9 +237,15 @@ func (d *Directory) source(name string) (*source, error) {
 // Sources returns the sources, as configured.
 func (d *Directory) Sources() []Source { return d.cfg.Sources }
 
-// write appends one record in the transaction f: see broker.Write.
-func (d *Directory) write(ctx context.Context, reads []broker.Key, record audit.Record, f func(broker.Tx) error) error {
-	_, err := broker.Write(ctx, d.cfg.Store, reads, record, f)
+// write appends one record in the transaction f: see broker.Write. It returns errOvertaken if
+// other processes made more changes than memory has seen.
+func (d *Directory) write(ctx context.Context, seen uint64, reads []broker.Key, record audit.Record, f func(broker.Tx) error) error {
+	_, err := broker.Write(ctx, d.cfg.Store, reads, record, func(tx broker.Tx) error {
+		if err := d.others.check(seen); err != nil {
+			return err
+		}
+		return f(tx)
+	})
 	return err
 }
 

@@ -30,8 +30,8 @@ func activeFact(sourceName string, ends time.Time, sponsor string) broker.Fact {
 	return fact
 }
 
-// Refresh repeats what the directory states about a user who did not change.
-func (d *Directory) Refresh(ctx context.Context, caller broker.Caller, row *broker.DirectoryUser) error {
+// Repeat repeats what the directory states about a user who did not change.
+func (d *Directory) Repeat(ctx context.Context, caller broker.Caller, row *broker.DirectoryUser) error {
 	s, err := d.source(row.Source)
 	if err != nil {
 		return err

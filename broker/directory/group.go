@@ -50,7 +50,21 @@ func (d *Directory) ReplaceGroup(ctx context.Context, caller broker.Caller, sour
 }
 
 // saveGroup stores a group whose version is that of row.
-func (d *Directory) saveGroup(ctx context.Context, caller broker.Caller, row *broker.DirectoryGroup, c GroupChange, op string) (*Group, error) {
+func (d *Directory) saveGroup(ctx context.Context, caller broker.Caller, row *broker.DirectoryGroup, c GroupChange, op string) (g *Group, err error) {
+	from := row.Version
+	err = d.retry(ctx, caller.At, func(seen uint64) (err error) {
+		if row.Version != from {
+			op = "changed" // a part of the change is stored
+		}
+		g, err = d.saveGroupOnce(ctx, caller, seen, row, c, op)
+		return err
+	})
+	return g, err
+}
+
+// saveGroupOnce is saveGroup. It returns errOvertaken if another process changed the
+// directory.
+func (d *Directory) saveGroupOnce(ctx context.Context, caller broker.Caller, seen uint64, row *broker.DirectoryGroup, c GroupChange, op string) (*Group, error) {
 	s, err := d.source(row.Source)
 	if err != nil {
 		return nil, err
@@ -63,7 +77,7 @@ func (d *Directory) saveGroup(ctx context.Context, caller broker.Caller, row *br
 	}
 	row.Name, row.ExternalID = c.Name, c.ExternalID
 	d.rename(s, row, caller.At)
-	err = d.writeGroup(ctx, caller, s, row, op, c.Changed, in, out)
+	err = d.writeGroup(ctx, caller, seen, s, row, op, c.Changed, in, out)
 	if err != nil {
 		d.mu.Lock()
 		s.groups.release(row.ID, names)
@@ -173,13 +187,13 @@ const membersPerUpdate = 500
 
 // writeGroup stores a group and its members. A large change takes several transactions,
 // in which members leave before others enter.
-func (d *Directory) writeGroup(ctx context.Context, caller broker.Caller, s *source, row *broker.DirectoryGroup, op string, changed []string, in, out []*user) error {
+func (d *Directory) writeGroup(ctx context.Context, caller broker.Caller, seen uint64, s *source, row *broker.DirectoryGroup, op string, changed []string, in, out []*user) error {
 	for first := true; first || len(in)+len(out) > 0; first = false {
 		n := min(len(out), membersPerUpdate)
 		m := min(len(in), membersPerUpdate-n)
 		leaving, entering := out[:n], in[:m]
 		out, in = out[n:], in[m:]
-		if err := d.writeMembers(ctx, caller, s, row, op, changed, entering, leaving); err != nil {
+		if err := d.writeMembers(ctx, caller, seen, s, row, op, changed, entering, leaving); err != nil {
 			return err
 		}
 		op, changed = "changed", nil
@@ -189,7 +203,7 @@ func (d *Directory) writeGroup(ctx context.Context, caller broker.Caller, s *sou
 
 // writeMembers is one transaction of writeGroup. Memory follows it, and so does the end of
 // what the memberships permitted: a later transaction of the change may fail.
-func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, s *source, row *broker.DirectoryGroup, op string, changed []string, in, out []*user) error {
+func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, seen uint64, s *source, row *broker.DirectoryGroup, op string, changed []string, in, out []*user) error {
 	version := row.Version
 	row.Version, row.Modified = version+1, caller.At
 	entries, err := groupRecords(ctx, caller, row, op, changed, in, out)
@@ -198,8 +212,10 @@ func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, s *s
 	}
 	claimed := d.claimOf(s, row.ID)
 	as := append(slices.Clone(row.Formerly), claimed)
+	d.others.stored.RLock()
+	defer d.others.stored.RUnlock()
 	err = d.cfg.Store.Update(ctx, []broker.Key{row.ID}, func(tx broker.Tx) error {
-		if err := putGroup(tx, row, version); err != nil {
+		if err := errors.Join(d.others.check(seen), putGroup(tx, row, version)); err != nil {
 			return err
 		}
 		for _, u := range in {
@@ -215,7 +231,7 @@ func (d *Directory) writeMembers(ctx context.Context, caller broker.Caller, s *s
 	})
 	if err != nil {
 		row.Version = version
-		if errors.Is(err, ErrVersion) || errors.Is(err, ErrUnknown) {
+		if errors.Is(err, errOvertaken) || errors.Is(err, ErrVersion) || errors.Is(err, ErrUnknown) {
 			return err
 		}
 		return broker.Unavailable(err)
@@ -300,6 +316,18 @@ func nameLists(users []*user) (lists [][]string) {
 
 // DeleteGroup deletes a group. Its members leave it.
 func (d *Directory) DeleteGroup(ctx context.Context, caller broker.Caller, sourceName string, id broker.DirectoryGroupID, version int) error {
+	left := false
+	return d.retry(ctx, caller.At, func(seen uint64) error {
+		if left {
+			version = 0 // the members have left, which made a new version
+		}
+		return d.deleteGroupOnce(ctx, caller, seen, sourceName, id, version, &left)
+	})
+}
+
+// deleteGroupOnce is DeleteGroup. It returns errOvertaken if another process changed the
+// directory. left becomes true when members have left.
+func (d *Directory) deleteGroupOnce(ctx context.Context, caller broker.Caller, seen uint64, sourceName string, id broker.DirectoryGroupID, version int, left *bool) error {
 	s, err := d.source(sourceName)
 	if err != nil {
 		return err
@@ -319,12 +347,16 @@ func (d *Directory) DeleteGroup(ctx context.Context, caller broker.Caller, sourc
 	row := &broker.DirectoryGroup{ID: id, Source: sourceName, Name: g.Name, ExternalID: g.ExternalID, Version: g.Version, Created: g.Created}
 	d.rename(s, row, caller.At)
 	if len(out) > 0 {
-		if err := d.writeGroup(ctx, caller, s, row, "changed", nil, nil, out); err != nil {
+		err := d.writeGroup(ctx, caller, seen, s, row, "changed", nil, nil, out)
+		*left = *left || row.Version != g.Version
+		if err != nil {
 			return err
 		}
 	}
 	record := audit.Record{Kind: audit.DirectoryGroup, Caller: caller.Actor.Party(), Directory: &audit.DirectoryFacts{Source: FactSource(sourceName), ID: id.String(), Op: "deleted"}}
-	err = d.write(ctx, []broker.Key{id}, record, func(tx broker.Tx) error {
+	d.others.stored.RLock()
+	defer d.others.stored.RUnlock()
+	err = d.write(ctx, seen, []broker.Key{id}, record, func(tx broker.Tx) error {
 		gone := &broker.DirectoryGroup{ID: id, Source: sourceName, Version: row.Version + 1, Created: g.Created, Deleted: caller.At}
 		return putGroup(tx, gone, row.Version)
 	})

@@ -26,7 +26,7 @@ func (d *Directory) AddToken(ctx context.Context, caller broker.Caller, sourceNa
 	}
 	t := &broker.SCIMToken{ID: broker.NewSCIMTokenID(caller.At), Source: s.Name, By: caller.Actor.ID, Created: caller.At, Expires: caller.At.Add(lasts).Truncate(time.Second)}
 	record := audit.Record{Kind: audit.DirectoryToken, Caller: caller.Actor.Party(), Directory: &audit.DirectoryFacts{Source: FactSource(s.Name), ID: t.ID.String(), Op: "created", Expires: t.Expires}}
-	if err := d.write(ctx, nil, record, func(tx broker.Tx) error { tx.Put(t); return nil }); err != nil {
+	if _, err := broker.Write(ctx, d.cfg.Store, nil, record, func(tx broker.Tx) error { tx.Put(t); return nil }); err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
@@ -37,6 +37,7 @@ func (d *Directory) AddToken(ctx context.Context, caller broker.Caller, sourceNa
 
 // RevokeToken ends a token. Revoking it again changes nothing.
 func (d *Directory) RevokeToken(ctx context.Context, caller broker.Caller, id broker.SCIMTokenID) (*broker.SCIMToken, error) {
+	_ = d.Refresh(ctx, caller.At) // ending never depends on the store
 	var t *broker.SCIMToken
 	d.mu.RLock()
 	if known := d.tokens[id]; known != nil {
@@ -56,7 +57,7 @@ func (d *Directory) RevokeToken(ctx context.Context, caller broker.Caller, id br
 	d.tokens[id] = t
 	d.mu.Unlock()
 	record := audit.Record{Kind: audit.DirectoryToken, Caller: caller.Actor.Party(), Directory: &audit.DirectoryFacts{Source: FactSource(t.Source), ID: id.String(), Op: "revoked"}}
-	err := d.write(ctx, []broker.Key{id}, record, func(tx broker.Tx) error {
+	_, err := broker.Write(ctx, d.cfg.Store, []broker.Key{id}, record, func(tx broker.Tx) error {
 		if _, err := tx.Get(id); errors.Is(err, broker.ErrNotFound) {
 			return broker.ErrUnchanged // it expired and was swept
 		}

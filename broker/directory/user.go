@@ -39,6 +39,15 @@ func (d *Directory) ReplaceUser(ctx context.Context, caller broker.Caller, row *
 
 // saveUser stores a user whose version is that of row, which it updates.
 func (d *Directory) saveUser(ctx context.Context, caller broker.Caller, row *broker.DirectoryUser, c UserChange, op string) error {
+	before := *row
+	return d.retry(ctx, caller.At, func(seen uint64) error {
+		*row = before
+		return d.saveUserOnce(ctx, caller, seen, row, c, op)
+	})
+}
+
+// saveUserOnce is saveUser. It returns errOvertaken if another process changed the directory.
+func (d *Directory) saveUserOnce(ctx context.Context, caller broker.Caller, seen uint64, row *broker.DirectoryUser, c UserChange, op string) error {
 	s, err := d.source(row.Source)
 	if err != nil {
 		return err
@@ -74,15 +83,25 @@ func (d *Directory) saveUser(ctx context.Context, caller broker.Caller, row *bro
 	record := audit.Record{Kind: audit.DirectoryUser, Caller: caller.Actor.Party(), Directory: &audit.DirectoryFacts{
 		Source: FactSource(s.Name), ID: row.ID.String(), Op: op, Person: person, Active: row.Active, Manager: d.managerOf(s, row), Changed: c.Changed,
 	}}
-	err = d.write(ctx, []broker.Key{row.ID}, record, func(tx broker.Tx) error { return putUser(tx, row, version) })
-	if err != nil {
+	if err := d.storeUser(ctx, seen, s, row, record, version); err != nil {
 		d.releaseUser(s, row, names)
 		return err
 	}
-	d.mu.Lock()
-	d.adoptUser(s, row)
-	d.mu.Unlock()
 	return d.reportUser(ctx, caller, s, row)
+}
+
+// storeUser stores a user, and takes it into memory.
+func (d *Directory) storeUser(ctx context.Context, seen uint64, s *source, row *broker.DirectoryUser, record audit.Record, version int) error {
+	d.others.stored.RLock()
+	defer d.others.stored.RUnlock()
+	err := d.write(ctx, seen, []broker.Key{row.ID}, record, func(tx broker.Tx) error { return putUser(tx, row, version) })
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.adoptUser(s, row)
+	return nil
 }
 
 // endsEarlier reports whether an end is earlier than another. The zero time means never.
@@ -179,6 +198,12 @@ func putUser(tx broker.Tx, row *broker.DirectoryUser, version int) error {
 
 // DeleteUser deletes a user and its memberships. The ID is never used again.
 func (d *Directory) DeleteUser(ctx context.Context, caller broker.Caller, sourceName string, id broker.DirectoryUserID, version int) error {
+	return d.retry(ctx, caller.At, func(seen uint64) error { return d.deleteUserOnce(ctx, caller, seen, sourceName, id, version) })
+}
+
+// deleteUserOnce is DeleteUser. It returns errOvertaken if another process changed the
+// directory.
+func (d *Directory) deleteUserOnce(ctx context.Context, caller broker.Caller, seen uint64, sourceName string, id broker.DirectoryUserID, version int) error {
 	s, err := d.source(sourceName)
 	if err != nil {
 		return err
@@ -194,7 +219,9 @@ func (d *Directory) DeleteUser(ctx context.Context, caller broker.Caller, source
 	record := audit.Record{Kind: audit.DirectoryUser, Caller: caller.Actor.Party(), Directory: &audit.DirectoryFacts{
 		Source: FactSource(s.Name), ID: id.String(), Op: "deleted", Person: u.person,
 	}}
-	err = d.write(ctx, []broker.Key{id}, record, func(tx broker.Tx) error {
+	d.others.stored.RLock()
+	defer d.others.stored.RUnlock()
+	err = d.write(ctx, seen, []broker.Key{id}, record, func(tx broker.Tx) error {
 		stored, err := broker.Get[*broker.DirectoryUser](tx, id)
 		if err != nil {
 			return err
@@ -210,13 +237,7 @@ func (d *Directory) DeleteUser(ctx context.Context, caller broker.Caller, source
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, g := range u.groups {
-		delete(g.members, id)
-	}
-	s.users.remove(id)
-	if d.people[u.person] == u {
-		delete(d.people, u.person)
-	}
+	d.removeUser(s, u)
 	return nil
 }
 

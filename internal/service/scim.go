@@ -63,7 +63,7 @@ func (s *Service) openDirectory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := directory.Open(ctx, directory.Config{Store: s.store, Rows: store.DirectoryRows(s.store), Sources: sources, Log: s.log})
+	d, err := directory.Open(ctx, directory.Config{Store: s.store, Rows: store.DirectoryRows(s.store), Fresh: store.ReplicasOf(s.store).Follow, Sources: sources, Log: s.log})
 	if err != nil {
 		return err
 	}
@@ -137,6 +137,9 @@ func (s *Service) authenticateSCIM(r *http.Request) (broker.Identity, error) {
 	scheme, text, _ := strings.Cut(list[0], " ")
 	if len(list) > 1 || !strings.EqualFold(scheme, "Bearer") {
 		return broker.Identity{}, errNotAClient
+	}
+	if err := s.directory.Refresh(r.Context(), time.Now()); err != nil { // another replica may have revoked the token
+		return broker.Identity{}, err
 	}
 	who, err := s.scim.verify(s.directory, strings.TrimSpace(text), time.Now())
 	if err != nil || !hasCertificate {

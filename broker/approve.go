@@ -387,7 +387,7 @@ func (b *Broker) recordBallot(ctx context.Context, v ballot, record audit.Record
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(checkRevision(tx, v.rules.Revision), v.ground.check(tx), checkMemberships(tx, memberships)); err != nil {
+		if err := errors.Join(b.checkRevision(tx, v.rules.Revision, v.caller.At), v.ground.check(tx), checkMemberships(tx, memberships)); err != nil {
 			return err
 		}
 		if stored.Version != v.before {

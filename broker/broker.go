@@ -40,6 +40,13 @@ type Config struct {
 	// there are none.
 	Duties Duties
 
+	// Replica names this process among those that share the store; empty: no other process
+	// does. RevisionGrace is for how long it may decide by rules that another process
+	// replaced. Adoption is how the first rules come into force.
+	Replica       string
+	RevisionGrace time.Duration
+	Adoption      Adoption
+
 	// MaxPending bounds the pending requests of one identity; zero means 20.
 	MaxPending int
 
@@ -89,6 +96,7 @@ type Broker struct {
 	reaper  *reaper
 	lists   gate       // of lists, which read many rows
 	reload  sync.Mutex // held while rules are replaced
+	adopted adoptions
 }
 
 // New returns a Broker that decides by the rules, which it records first. It
@@ -127,7 +135,7 @@ func New(ctx context.Context, cfg Config, rules *Rules, caller Caller) (*Broker,
 	b.reaper.hurry = b.Facts.hurryOwn
 	b.Calls = &Calls{b}
 	b.StatusLists = &StatusLists{b: b, reader: cfg.Statuses}
-	if err := b.SetRules(ctx, caller, rules); err != nil {
+	if _, err := Adopt(ctx, b, caller, rules, cfg.Adoption); err != nil {
 		return nil, err
 	}
 	return b, nil

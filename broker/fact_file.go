@@ -27,11 +27,24 @@ func SupplierKey(name string) StandingKey { return StandingKey{FactSupplier, nam
 
 // StateRules states what the files of the rules in force state: suppliers with their
 // contracts, and the ends of people and of marks. The broker calls it when rules come into force,
-// also at the start, because it may have been down when a file changed.
+// also at the start, because it may have been down when a file changed. If another process
+// has put other rules in force, StateRules does nothing.
 func (f *Facts) StateRules(ctx context.Context, caller Caller) error {
 	f.stating.Lock() // the latest rules are stated last
 	defer f.stating.Unlock()
 	rules := f.b.rules.Load()
+	stating := &Facts{b: f.b, wake: f.wake, governing: f.governing, watching: f.watching, under: rules}
+	err := stating.stateRules(ctx, caller, rules)
+	if stating.own.Load() {
+		f.hurryOwn()
+	}
+	if errors.Is(err, errSuperseded) {
+		return nil
+	}
+	return err
+}
+
+func (f *Facts) stateRules(ctx context.Context, caller Caller, rules *Rules) error {
 	var reports []Report
 	for _, s := range rules.Suppliers.All() {
 		fact, err := f.contractOf(ctx, s)

@@ -13,6 +13,8 @@ import (
 type Ground struct {
 	Rules   *Rules
 	footing footing
+	b       *Broker
+	at      time.Time // of the decision
 }
 
 // Ground returns the ground for a decision of the caller, with the caller's labels, or
@@ -21,7 +23,7 @@ func (f *Facts) Ground(ctx context.Context, caller *Caller) (*Ground, error) {
 	rules := f.b.rules.Load()
 	*caller = caller.labelled(rules)
 	ground, err := f.b.stand(ctx, rules, caller.Subject, time.Time{}, caller.At)
-	return &Ground{rules, ground}, err
+	return &Ground{rules, ground, f.b, caller.At}, err
 }
 
 // Reads returns the keys that Check reads.
@@ -30,7 +32,7 @@ func (g *Ground) Reads() []Key { return append(g.footing.reads(), RevisionKey{})
 // Check returns an error if the rules or the person's standing changed. Facts.Retry makes
 // the decision again.
 func (g *Ground) Check(tx Tx) error {
-	return errors.Join(checkRevision(tx, g.Rules.Revision), g.footing.check(tx))
+	return errors.Join(g.b.checkRevision(tx, g.Rules.Revision, g.at), g.footing.check(tx))
 }
 
 // Retry makes a call until no other call overtakes it.

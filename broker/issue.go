@@ -133,7 +133,7 @@ func (b *Broker) confirm(ctx context.Context, c *collection, l *Lease, cred Cred
 	record := audit.Record{Kind: audit.LeaseIssued, Lease: active.facts()}
 	record.Lease.Credential = cred.Hash
 	receipt, err := b.write(ctx, append(slices.Concat(c.blocks, c.footing.reads()), l.ID, RevisionKey{}), record, func(tx Tx) error {
-		if err := errors.Join(checkRevision(tx, c.decision.Revision), CheckBlocks(tx, c.blocks), c.footing.check(tx)); err != nil {
+		if err := errors.Join(b.checkRevision(tx, c.decision.Revision, c.caller.At), CheckBlocks(tx, c.blocks), c.footing.check(tx)); err != nil {
 			return err
 		}
 		if stored, err := Get[*Lease](tx, l.ID); err != nil || stored.Status != LeaseIssuing {
@@ -181,7 +181,7 @@ func (c *collection) reads() []Key {
 // enter is the transaction that opens a lease. It checks revision, blocks and
 // limits, so that no concurrent call can pass them.
 func (b *Broker) enter(tx Tx, c *collection, l *Lease) error {
-	if err := checkRevision(tx, c.decision.Revision); err != nil {
+	if err := b.checkRevision(tx, c.decision.Revision, c.caller.At); err != nil {
 		return err
 	}
 	if err := CheckBlocks(tx, c.blocks); err != nil {

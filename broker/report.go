@@ -19,6 +19,8 @@ type Facts struct {
 	wake chan struct{} // an end is under way
 	own  atomic.Bool   // this process changed what is under way
 
+	under *Rules // changes are made only while these rules are in force; nil: always
+
 	stating sync.Mutex  // the facts of the rules
 	restate atomic.Bool // the facts of the rules are not all stated
 
@@ -206,7 +208,13 @@ func (f *Facts) change(ctx context.Context, caller Caller, changes []factChange)
 		for i, c := range list {
 			reads[i] = c.StandingKey
 		}
+		if f.under != nil {
+			reads = append(reads, RevisionKey{})
+		}
 		err = f.b.cfg.Store.Update(ctx, reads, func(tx Tx) error {
+			if err := f.checkUnder(tx); err != nil {
+				return err
+			}
 			for _, c := range list {
 				stored, err := Get[*Standing](tx, c.StandingKey)
 				if ignoreNotFound(err) != nil {
@@ -233,6 +241,20 @@ func (f *Facts) change(ctx context.Context, caller Caller, changes []factChange)
 func (f *Facts) hurryOwn() {
 	f.own.Store(true)
 	f.hurry()
+}
+
+// errSuperseded means that other rules are in force than those that state facts.
+var errSuperseded = errors.New("other rules are in force")
+
+func (f *Facts) checkUnder(tx Tx) error {
+	if f.under == nil {
+		return nil
+	}
+	inForce, err := Get[*Revision](tx, RevisionKey{})
+	if err == nil && inForce.Digest != f.under.Revision {
+		return errSuperseded
+	}
+	return err
 }
 
 // hurry has the ender look for ends at once.

@@ -92,7 +92,7 @@ func (b *Broker) recordSettled(ctx context.Context, caller Caller, rules *Rules,
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(checkRevision(tx, rules.Revision), ground.check(tx)); err != nil {
+		if err := errors.Join(b.checkRevision(tx, rules.Revision, caller.At), ground.check(tx)); err != nil {
 			return err
 		}
 		if stored.Version != before {

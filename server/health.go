@@ -44,6 +44,12 @@ func (s *Server) notReady(ctx context.Context) (failed, degraded map[string]stri
 	return r.last, r.degraded
 }
 
+// NotReady returns the error texts of failing checks, by name.
+func (s *Server) NotReady(ctx context.Context) map[string]string {
+	failed, _ := s.notReady(ctx)
+	return failed
+}
+
 func runChecks(ctx context.Context, checks []Check) map[string]string {
 	// The result is cached for other callers, so it must not depend on whether this
 	// one disconnects.

@@ -151,7 +151,7 @@ func rowFields(r broker.Row, c *coder) error {
 	case *broker.Delivery:
 		c.fields(&r.Request, &r.Channel, &r.References, &r.Expires)
 	case *broker.Revision:
-		c.fields(&r.Digest)
+		c.fields(&r.Digest, &r.Base, &r.Since, &r.Replica, &r.Earlier)
 	case *broker.Spent:
 		c.fields(&r.Expires)
 	case *broker.Collected:
@@ -470,6 +470,8 @@ func (c *coder) furtherField(tag uint64, v any) {
 	switch v := v.(type) {
 	case *[]broker.Detail:
 		repeated(c, tag, v, detailFields)
+	case *[]broker.Replaced:
+		repeated(c, tag, v, func(r *broker.Replaced, c *coder) { c.fields(&r.Digest, &r.Base, &r.Until) })
 	case *[]broker.ArgumentBound:
 		repeated(c, tag, v, argumentFields)
 	case *map[string]string:

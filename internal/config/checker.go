@@ -42,6 +42,7 @@ func (d *document) check(getenv func(string) string) *checker {
 		return c
 	}
 	c.server()
+	c.replicas()
 	c.listeners()
 	c.sealKeys()
 	c.attest()

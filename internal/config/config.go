@@ -75,7 +75,8 @@ type Config struct {
 	Transmitters    []Transmitter              // of shared security signals
 	SCIM            []SCIMSource               // sorted by name
 	Retention       broker.Retention           // of what has ended
-	Warnings        []string                   // likely mistakes, with their places
+	Replicas        Replicas
+	Warnings        []string // likely mistakes, with their places
 }
 
 // A Listener is an address with the endpoints that the broker serves there.
@@ -269,6 +270,7 @@ func (c *Config) NeedsRestart(fresh *Config) (changed []string) {
 		{"signals", c.Transmitters, fresh.Transmitters},
 		{"scim", c.SCIM, fresh.SCIM},
 		{"retention", c.Retention, fresh.Retention},
+		{"replicas", c.Replicas, fresh.Replicas},
 	} {
 		if !reflect.DeepEqual(part.old, part.fresh) {
 			changed = append(changed, part.name)

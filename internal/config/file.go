@@ -22,6 +22,7 @@ type file struct {
 	Tickets      map[string]trackerFile     `yaml:"tickets"`
 	SCIM         map[string]scimFile        `yaml:"scim"`
 	Retention    retentionFile              `yaml:"retention"`
+	Replicas     replicasFile               `yaml:"replicas"`
 }
 
 // peopleFile links the accounts that one person has at several providers.

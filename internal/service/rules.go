@@ -3,6 +3,7 @@ package service
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"accessbroker.internal/attest"
+	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/campaign"
 	"accessbroker.internal/internal/config"
@@ -43,10 +45,11 @@ func (s *Service) Reload(ctx context.Context, by broker.Identity) (revision stri
 	if changed := s.current.NeedsRestart(fresh); len(changed) > 0 {
 		return "", fmt.Errorf("%s: restart the broker for the changes of %s", filepath.Base(fresh.Path), strings.Join(changed, ", "))
 	}
-	if revision, err = s.install(ctx, fresh, func(rules *broker.Rules) error {
-		return s.broker.SetRules(ctx, broker.Self(by, time.Now()), rules)
+	if revision, err = s.install(ctx, fresh, broker.Replace, func(rules *broker.Rules, a broker.Adoption) error {
+		_, err := broker.Adopt(ctx, s.broker, broker.Self(by, time.Now()), rules, a)
+		return err
 	}); err == nil {
-		s.current = fresh
+		s.setCurrent(fresh)
 	}
 	return revision, err
 }
@@ -66,7 +69,7 @@ func (s *Service) ReloadOn(ctx context.Context, signals <-chan os.Signal) {
 // install puts the rules of c in force. The order matters: their files are kept
 // next to the log first, then enforce records their digests in the log, and only
 // then do they decide.
-func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*broker.Rules) error) (revision string, err error) {
+func (s *Service) install(ctx context.Context, c *config.Config, how broker.How, put putRules) (revision string, err error) {
 	engine, err := c.Engine()
 	if err != nil {
 		return "", err
@@ -77,23 +80,65 @@ func (s *Service) install(ctx context.Context, c *config.Config, enforce func(*b
 	for _, w := range engine.Warnings() {
 		s.log.WarnContext(ctx, "policy", "warning", w)
 	}
-	suspensions, err := s.suspensions(ctx, engine, time.Now())
-	if err != nil {
-		return "", err
-	}
-	inForce, err := s.enforce(engine, suspensions, c, enforce)
+	decides, err := s.enforce(ctx, engine, c, time.Now(), how, put)
 	if err != nil {
 		return "", err
 	}
 	s.engine = engine
 	s.outbox.SetNotifiers(c.Notifiers)
 	s.metrics.Expect(knownLabels(c))
-	return inForce.Revision().String(), nil
+	return decides.Revision().String(), nil
 }
+
+// putRules puts rules in force.
+type putRules func(*broker.Rules, broker.Adoption) error
+
+// maxTries bounds how often rules are made again because other replicas changed what is
+// suspended meanwhile.
+const maxTries = 10
 
 // enforce puts the engine in force without the permissions that are suspended, and returns
 // the engine that decides.
-func (s *Service) enforce(engine *policy.Engine, suspended []broker.Suspension, c *config.Config, put func(*broker.Rules) error) (*policy.Engine, error) {
+func (s *Service) enforce(ctx context.Context, engine *policy.Engine, c *config.Config, now time.Time, how broker.How, put putRules) (*policy.Engine, error) {
+	for try := 1; ; try++ {
+		seen, err := s.revisionInForce(ctx)
+		if err != nil {
+			return nil, err
+		}
+		suspended, err := s.suspensions(ctx, engine, now)
+		if err != nil {
+			return nil, err
+		}
+		decides, err := s.enforceOnce(engine, suspended, c, func(rules *broker.Rules) error {
+			return put(rules, broker.Adoption{How: how, Seen: seen})
+		})
+		if !errors.Is(err, broker.ErrOvertaken) || try == maxTries {
+			return decides, err
+		}
+	}
+}
+
+// revisionInForce returns the revision that other replicas may replace; zero if there are no
+// other replicas.
+func (s *Service) revisionInForce(ctx context.Context) (digest audit.Digest, err error) {
+	if !s.shared {
+		return digest, nil
+	}
+	err = s.store.View(ctx, func(tx broker.Tx) error {
+		inForce, err := broker.Get[*broker.Revision](tx, broker.RevisionKey{})
+		if err == nil {
+			digest = inForce.Digest
+		}
+		if errors.Is(err, broker.ErrNotFound) {
+			err = nil
+		}
+		return err
+	})
+	return digest, broker.Unavailable(err)
+}
+
+// enforceOnce is enforce with what was suspended a moment ago.
+func (s *Service) enforceOnce(engine *policy.Engine, suspended []broker.Suspension, c *config.Config, put func(*broker.Rules) error) (*policy.Engine, error) {
 	engine, err := engine.Suspend(suspended)
 	if err != nil {
 		return nil, err
@@ -122,6 +167,11 @@ func (s *Service) suspensions(ctx context.Context, engine *policy.Engine, now ti
 func (s *Service) suspend(ctx context.Context, now time.Time) error {
 	s.reload.Lock()
 	defer s.reload.Unlock()
+	return s.amend(ctx, now)
+}
+
+// amend is suspend. The caller holds reload.
+func (s *Service) amend(ctx context.Context, now time.Time) error {
 	suspended, err := s.suspensions(ctx, s.engine, now)
 	if err != nil {
 		return err
@@ -132,13 +182,18 @@ func (s *Service) suspend(ctx context.Context, now time.Time) error {
 	if slices.EqualFunc(suspended, s.broker.Rules().Suspensions, same) {
 		return nil
 	}
-	engine, err := s.enforce(s.engine, suspended, s.current, func(rules *broker.Rules) error {
-		return s.broker.SetRules(ctx, broker.Caller{At: now}, rules)
+	how := broker.Replace
+	if s.shared {
+		how = broker.Amend
+	}
+	engine, err := s.enforce(ctx, s.engine, s.current, now, how, func(rules *broker.Rules, a broker.Adoption) error {
+		_, err := broker.Adopt(ctx, s.broker, broker.Caller{At: now}, rules, a)
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	s.log.InfoContext(ctx, "access reviews changed what is suspended", "suspensions", len(suspended), "revision", engine.Revision().String())
+	s.log.InfoContext(ctx, "access reviews changed what is suspended", "suspensions", len(s.broker.Rules().Suspensions), "revision", engine.Revision().String())
 	s.metrics.Reloaded(engine.Revision().String(), nil)
 	return nil
 }

@@ -26,7 +26,7 @@ func (s *Service) Run(ctx context.Context) error {
 	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopLoops()
 	var background errgroup.Group
-	for _, run := range append(s.loops, s.store.Run, s.broker.Run, s.outbox.Run, s.keys.Run, s.publisher.Run, s.trust.Run, s.tickets.Run, s.suppliers.Run, s.sweep, s.store.NewPruner(s.config.Retention, s.metrics.Pruned).Run, returnMemory, s.campaigns.Run) {
+	for _, run := range append(s.loops, s.store.Run, s.broker.Run, s.outbox.Run, s.keys.Run, s.publisher.Run, s.trust.Run, s.tickets.Run, s.suppliers.Run, s.sweep, s.store.NewPruner(s.config.Retention, s.metrics.Pruned).Run, returnMemory, s.campaigns.Run, s.follow, s.announce) {
 		background.Go(func() error {
 			defer s.options.FlushLog()
 			return run(loops)

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"accessbroker.internal/attest"
@@ -105,19 +106,26 @@ type Service struct {
 	counts       counts
 	config       *config.Config // that the broker was started with
 
+	news    *news
+	shared  bool   // other replicas may work on the database
+	replica string // the name of this one
+
 	newCheckpoint bool // there was no checkpoint file before the start
 	served        bool // every listener was open
 
 	reload  sync.Mutex     // serializes reloads and changes of suspensions
 	engine  *policy.Engine // in force but for suspensions; guarded by reload
 	current *config.Config // whose rules are in force; guarded by reload
+	stale   staleRules
+	digest  atomic.Pointer[string] // of current
 }
 
 // New opens everything that the settings name. It starts no listeners and no loops,
 // except those with which the source of identities gets its bundles. The caller
 // calls Run, or Close.
 func New(ctx context.Context, o Options) (_ *Service, err error) {
-	s := &Service{options: o, config: o.Config, current: o.Config, log: o.Log}
+	s := &Service{options: o, config: o.Config, log: o.Log, news: newNews(), replica: replicaName()}
+	s.setCurrent(o.Config)
 	if s.options.FlushLog == nil {
 		s.options.FlushLog = func() {}
 	}
@@ -137,9 +145,10 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 		return nil, err
 	}
 	observe := func(c store.Commit) { s.metrics.Committed(c.Members, c.Took) }
-	if s.store, err = store.Open(ctx, store.Config{URL: o.Config.Store, Reserve: o.DiskReserve, NoSync: o.NoSync, Observe: observe, Log: o.Log}); err != nil {
+	if s.store, err = store.Open(ctx, store.Config{URL: o.Config.Store, Reserve: o.DiskReserve, NoSync: o.NoSync, Observe: observe, Changed: s.changed, Log: o.Log}); err != nil {
 		return nil, err
 	}
+	s.shared = s.store.Shared()
 	if s.publisher, err = openPublisher(ctx, s.store, s.sealer, o.Config, o.Log); err != nil {
 		return nil, err
 	}
@@ -168,6 +177,7 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 		return nil, err
 	}
 	s.server, err = server.New(s.callersConfig())
+	s.news.connect()
 	return s, err
 }
 
@@ -270,6 +280,9 @@ func (s *Service) openBroker(ctx context.Context) error {
 		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Reader: s.store, Statuses: s.store, Blocks: s.store.Blocks,
 		MaxPending: s.config.Admission.Waiting, Retention: s.config.Retention, Tickets: s.tickets, Sources: s.sources(),
 	}
+	if s.shared {
+		cfg.Replica, cfg.RevisionGrace = s.replica, s.config.Replicas.RevisionGrace
+	}
 	if s.directory != nil {
 		cfg.Directory = s.directory
 	}
@@ -288,7 +301,12 @@ func (s *Service) openBroker(ctx context.Context) error {
 		return err
 	}
 	s.outbox = notify.NewOutbox(notify.OutboxConfig{Store: s.store, Log: s.log, Observe: s.metrics.Observe})
-	revision, err := s.install(ctx, s.config, func(rules *broker.Rules) (err error) {
+	how, err := s.howToStart(ctx)
+	if err != nil {
+		return err
+	}
+	revision, err := s.install(ctx, s.config, how, func(rules *broker.Rules, a broker.Adoption) (err error) {
+		cfg.Adoption = a
 		s.broker, err = broker.New(ctx, cfg, rules, broker.Caller{At: time.Now()})
 		return err
 	})
@@ -371,6 +389,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 			{Name: "store", Check: s.store.Ping},
 			{Name: "disk", Check: func(context.Context) error { return s.store.Degraded() }},
 			{Name: "trust", Check: func(context.Context) error { return s.trust.Ready() }},
+			{Name: "rules", Check: s.checkRules},
 		},
 		Warnings: s.readyWarnings(),
 		Metrics:  s.metrics, Logger: s.log,

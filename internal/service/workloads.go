@@ -52,6 +52,9 @@ func newWorkloads(c *config.Config, log *slog.Logger) (*attest.WorkloadIssuers, 
 // readyWarnings are the checks of faults that do not stop the broker.
 func (s *Service) readyWarnings() []server.Check {
 	list := []server.Check{{Name: "trust", Check: func(context.Context) error { return s.trust.Degraded() }}}
+	if s.shared {
+		list = append(list, server.Check{Name: "rules", Check: s.warnOfRules})
+	}
 	if s.workloads != nil {
 		list = append(list, server.Check{Name: "oidc_workloads", Check: func(context.Context) error { return s.workloads.Degraded() }})
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +45,8 @@ type Keys struct {
 	cfg  KeysConfig
 	ring atomic.Pointer[[]*signingKey] // in the order in which they sign, without retired ones
 
+	loading sync.Mutex // held while the ring is read
+
 	verified verifiedTokens
 }
 
@@ -75,8 +78,13 @@ func OpenKeys(ctx context.Context, cfg KeysConfig, now time.Time) (*Keys, error)
 	return k, nil
 }
 
+// Follow reads the keys again: another process changed them.
+func (k *Keys) Follow(ctx context.Context) error { return k.load(ctx) }
+
 // load reads the keys that are not retired.
 func (k *Keys) load(ctx context.Context) error {
+	k.loading.Lock() // the latest reading stays
+	defer k.loading.Unlock()
 	stored, err := k.cfg.Store.SigningKeys(ctx, k.cfg.Purpose)
 	if err != nil {
 		return fmt.Errorf("reading signing keys: %w", err)

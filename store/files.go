@@ -6,8 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"accessbroker.internal/audit"
 )
 
 // URL returns the URL of the database at a path.
@@ -41,26 +39,6 @@ func sqlitePath(u string) (string, error) {
 		return real, nil
 	}
 	return abs, nil
-}
-
-// KeepRules stores the files of a revision in the folder <database>.rules, each
-// under its digest, which is what the log records. Files that are there already
-// are left alone.
-func (s *Store) KeepRules(contents map[string][]byte, digests map[string]audit.Digest) error {
-	dir := FilePath(s.cfg.URL) + ".rules"
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("creating the folder of the log's rules: %w", err)
-	}
-	for name, digest := range digests {
-		path := filepath.Join(dir, digest.String())
-		if _, err := os.Stat(path); err == nil {
-			continue
-		}
-		if err := writeFile(path, contents[name]); err != nil {
-			return fmt.Errorf("keeping %s: %w", name, err)
-		}
-	}
-	return nil
 }
 
 // writeFile writes a file with mode 0600, completely or not at all.

@@ -4,11 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"accessbroker.internal/audit"
@@ -210,22 +205,6 @@ func (v Inventory) RulesAt(ctx context.Context, at time.Time) (rules inventory.R
 	if err != nil {
 		return rules, unavailable("reading earlier rules", err)
 	}
-	rules.Files, err = v.keptRules(files)
+	rules.Files, err = v.s.keptRules(ctx, files)
 	return rules, err
-}
-
-// keptRules reads the files of a revision that KeepRules stored.
-func (v Inventory) keptRules(digests map[string]audit.Digest) (map[string][]byte, error) {
-	files := make(map[string][]byte, len(digests))
-	for name, digest := range digests {
-		content, err := os.ReadFile(filepath.Join(FilePath(v.s.cfg.URL)+".rules", digest.String()))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading earlier rules: %w", err)
-		}
-		files[name] = content
-	}
-	return files, nil
 }

@@ -52,16 +52,19 @@ broker nor a secret. It checks that
 Pass the log's public key, from another source than the log, with --key. Without
 it, verify trusts the key in the log. Pass the passkeys that you know, as listed
 by an earlier "broker audit approvers", with --approvers. Without it, verify
-trusts the log about whose passkeys they are and that each was a day old.`,
+trusts the log about whose passkeys they are and that each was a day old.
+
+` + storeHelp,
 		Example: `  broker audit verify sqlite:/var/lib/broker/broker.db --key 'broker.acme.test/log/1a2b3c4d+…'
+  broker audit verify 'postgres://auditor@db.acme.test/broker?password_file=auditor.pw'
   broker audit verify export.jsonl --checkpoint kept-from-last-month.txt --approvers approvers.txt`,
-		Args: exactly(1, "one database (sqlite:PATH) or file"),
+		Args: exactly(1, "one database or file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			opts, err := verifyOptions(key, approvers, checkpoints)
 			if err != nil {
 				return err
 			}
-			return withLog(c.Context(), args[0], func(src audit.Source) error {
+			return a.withLog(c.Context(), args[0], func(src audit.Source) error {
 				report, err := verify.Verify(c.Context(), src, opts)
 				if report == nil {
 					return err
@@ -180,9 +183,9 @@ base64url). Check the lines with the people, keep the file, and pass it to
 "broker audit verify --approvers". verify then rejects signatures of any other
 passkey.`,
 		Example: `  broker audit approvers sqlite:/var/lib/broker/broker.db > approvers.txt`,
-		Args:    exactly(1, "one database (sqlite:PATH) or file"),
+		Args:    exactly(1, "one database or file"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withLog(c.Context(), args[0], func(src audit.Source) error {
+			return a.withLog(c.Context(), args[0], func(src audit.Source) error {
 				list, err := verify.Approvers(c.Context(), src)
 				if err != nil {
 					return err
@@ -207,7 +210,7 @@ func (a *app) auditShowCommand() *cobra.Command {
 		Example: `  broker audit show sqlite:/var/lib/broker/broker.db --last 20
   broker audit show export.jsonl --index 17,4811 -o json
   broker audit show export.jsonl --about lse_0658sg2b7puh5u0qv0s9k8g6nk -o json`,
-		Args: exactly(1, "one database (sqlite:PATH) or file"),
+		Args: exactly(1, "one database or file"),
 		RunE: func(c *cobra.Command, args []string) error {
 			switch {
 			case from < 0:
@@ -219,7 +222,7 @@ func (a *app) auditShowCommand() *cobra.Command {
 			case kind != "" && !slices.Contains(audit.Kinds(), audit.Kind(kind)):
 				return usage("--kind: unknown kind %q; the kinds are:\n%s", kind, kindsInRows())
 			}
-			return withLog(c.Context(), args[0], func(src audit.Source) error {
+			return a.withLog(c.Context(), args[0], func(src audit.Source) error {
 				isAbout := recordsAbout(about)
 				wanted := func(item audit.Item, r audit.Record) bool {
 					return isAbout(item, r) && item.Index >= from && (before == 0 || item.Index < before) && (len(indexes) == 0 || slices.Contains(indexes, item.Index)) && (kind == "" || string(r.Kind) == kind)
@@ -361,9 +364,9 @@ func (a *app) auditExportCommand() *cobra.Command {
 		Use:     "export STORE-URL",
 		Short:   "Export a log as JSON Lines, for verification elsewhere",
 		Example: `  broker audit export sqlite:/var/lib/broker/broker.db > export.jsonl`,
-		Args:    exactly(1, "one database (sqlite:PATH)"),
+		Args:    exactly(1, "one database"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withLog(c.Context(), args[0], func(src audit.Source) error {
+			return a.withLog(c.Context(), args[0], func(src audit.Source) error {
 				w := bufio.NewWriter(a.out)
 				return errors.Join(verify.Export(c.Context(), w, src), w.Flush())
 			})
@@ -373,7 +376,14 @@ func (a *app) auditExportCommand() *cobra.Command {
 }
 
 // withLog calls f with a log, opened read-only: a database or an export.
-func withLog(ctx context.Context, name string, f func(audit.Source) error) error {
+func (a *app) withLog(ctx context.Context, name string, f func(audit.Source) error) error {
+	name, err := a.logURL(name)
+	if err != nil {
+		return err
+	}
+	if store.IsPostgres(name) {
+		return withDatabase(ctx, name, f)
+	}
 	path := store.FilePath(name)
 	opened, err := os.Open(path)
 	if err != nil {
@@ -382,16 +392,20 @@ func withLog(ctx context.Context, name string, f func(audit.Source) error) error
 	defer func() { _ = opened.Close() }()
 	in := bufio.NewReader(opened)
 	if start, _ := in.Peek(store.HeaderSize); store.IsDatabase(start) {
-		src, err := store.OpenSource(ctx, path)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = src.Close() }()
-		return f(src)
+		return withDatabase(ctx, path, f)
 	}
 	src, err := verify.OpenExport(in)
 	if err != nil {
 		return err
 	}
+	return f(src)
+}
+
+func withDatabase(ctx context.Context, url string, f func(audit.Source) error) error {
+	src, err := store.OpenSource(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.Close() }()
 	return f(src)
 }

@@ -7,14 +7,12 @@ import (
 	"io"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/audit/verify"
-	"accessbroker.internal/internal/config"
 	"accessbroker.internal/internal/service"
 	"accessbroker.internal/store"
 )
@@ -85,14 +83,11 @@ func (a *app) verifyBackup(ctx context.Context, file string) error {
 
 // storeToBackUp returns the URL of the database, and an error for one of PostgreSQL.
 func (a *app) storeToBackUp(file, database string) (string, error) {
-	if database == "" {
-		cfg, err := config.Load(file, a.getenv)
-		if err != nil {
-			return "", err
-		}
-		database = cfg.Store
+	database, err := a.storeOf(database, file)
+	if err != nil {
+		return "", err
 	}
-	if strings.HasPrefix(database, "postgres") {
+	if store.IsPostgres(database) {
 		return "", errors.New(`the database is on PostgreSQL, which has its own means for this: base backups and an archive of its write-ahead log, from which it can be restored to any point in time. "Backup and restore" in docs/operations.md has the steps`)
 	}
 	return database, nil

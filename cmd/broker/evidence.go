@@ -67,7 +67,7 @@ Without --export, it needs the action audit, or the admin socket.`,
 	c.Flags().StringVar(&from, "from", "", "the start of the period instead of its length: RFC 3339, or a date in UTC")
 	c.Flags().StringVar(&to, "to", "", "the end of the period, just before this time: RFC 3339, or a date in UTC (default now)")
 	c.Flags().Int64Var(&q.Size, "size", 0, "only the first records of the log (default: all that the newest checkpoint covers)")
-	c.Flags().StringVar(&export, "export", "", "a database (sqlite:PATH) or an export of the log to report from, instead of a broker")
+	c.Flags().StringVar(&export, "export", "", "a database or an export of the log to report from, instead of a broker")
 	completes(c, "framework", oneOf("owasp-nhi-2025", "owasp-asi-2026", "nist-csf-2.0", "nist-csf-1.1"))
 	a.client.addPerson(c)
 	a.client.addAdmin(c)
@@ -107,7 +107,7 @@ func (a *app) evidenceOf(ctx context.Context, log string, q api.EvidenceQuery) e
 		return usage("%v", err)
 	}
 	period.Size = q.Size
-	return withLog(ctx, log, func(src audit.Source) error {
+	return a.withLog(ctx, log, func(src audit.Source) error {
 		r, err := evidence.Build(ctx, f, evidence.NewScan(src), period)
 		if err != nil {
 			return fmt.Errorf("making the report: %w", err)

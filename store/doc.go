@@ -1,5 +1,6 @@
-// Package store keeps the broker's rows and its log in SQLite. Store implements
-// broker.Store: View reads a snapshot, Update writes.
+// Package store keeps the broker's rows and its log in SQLite, for one process, or in
+// PostgreSQL, which several processes (replicas) share. Store implements broker.Store: View
+// reads a snapshot, Update writes.
 //
 // # Group commit
 //
@@ -14,7 +15,7 @@
 //
 // Within a group (group.go), in this order:
 //
-//  1. BEGIN IMMEDIATE, and one query per table for the rows that the members
+//  1. The transaction begins, and one query per table reads the rows that the members
 //     named in reads.
 //  2. Each member's function runs, one after the other. A member sees the rows
 //     that the members before it put. What it puts and appends is buffered, and
@@ -24,12 +25,26 @@
 //  4. The head of the log is written, then the rows, then the records, then
 //     COMMIT.
 //
-// The head comes first because it detects another writer. The head row has a
+// In SQLite, the head comes first because it detects another writer. The head row has a
 // random nonce, which every commit replaces: the UPDATE names the nonce that the
 // writer knows, and matches no row if another process has committed since. Then
 // everything the group read from memory (the tree, the blocks, the revision) is out
 // of date; nothing of it has been written yet, and the group runs again from what
 // the database has.
+//
+// # PostgreSQL
+//
+// What differs between the databases when a group is written is an engine (engine.go). Code
+// that reads has one text for each query, in SQLite's words, which the driver of PostgreSQL
+// translates (postgres_driver.go, postgres_dialect.go). The tables follow from the same
+// migrations.
+//
+// A group of PostgreSQL has three round trips (postgres_engine.go): it locks the head row,
+// reads, and sends all that it writes with COMMIT. While one replica holds the lock, the others
+// gather their next groups. Each commit leaves a row in the feed, from which the other replicas
+// bring what they keep in memory up to date (feed.go): in their own groups, before each read
+// that memory answers, and when the server notifies them (listen.go). Background work is
+// divided by claims (duties.go).
 //
 // # Failures
 //
@@ -42,9 +57,9 @@
 // An Update returns when its outcome is known: its rows and records are durable,
 // or nothing of it happened. A context that ends while the Update is still in
 // the queue takes it out of the queue; once it is part of a group, it waits for
-// the truth. If the answer of COMMIT is lost, the writer reads the head row: it
-// has the nonce of this commit, or it does not. The writer retries that reading
-// for as long as it takes, because until then no answer would be true.
+// the truth. If the answer of COMMIT is lost, the writer looks for the nonce of
+// this commit: in SQLite in the head row, in PostgreSQL in the row of this process in
+// writers. It retries for as long as it takes, because until then no answer would be true.
 //
 // # A full disk
 //

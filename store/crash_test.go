@@ -254,7 +254,7 @@ func runAndKill(t *testing.T, path, point string, steps int) (confirmed []string
 func checkConfirmed(t *testing.T, path string, confirmed []string) {
 	t.Helper()
 	// First as an auditor reads it, before a broker has recovered the database.
-	f, err := OpenSource(t.Context(), path)
+	f, err := OpenSource(t.Context(), testURL(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}

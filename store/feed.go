@@ -72,6 +72,7 @@ type kindNumbers map[leaseKind]int32
 // A feed is the part of a Store that follows the commits of all replicas. It is safe for
 // concurrent use.
 type feed struct {
+	db    *sql.DB    // of its own: all connections of the readers may wait for the feed
 	mu    sync.Mutex // held while a commit is applied
 	seq   int64      // of the last commit that memory contains
 	nonce []byte     // of the same
@@ -194,12 +195,12 @@ func (s *Store) readFeed(ctx context.Context) error {
 		return lost
 	}
 	sent := time.Now()
-	p, err := readFeedPage(ctx, s.readers, seq)
+	p, err := readFeedPage(ctx, f.db, seq)
 	if err != nil {
 		return unavailable("reading the commits of other brokers", err)
 	}
 	s.clock.measured(p.at, sent, time.Now())
-	return s.catchUpTo(ctx, s.readers, p, seq, nonce)
+	return s.catchUpTo(ctx, f.db, p, seq, nonce)
 }
 
 // catchUpTo applies a page of the feed that was read after the commit seq, whose nonce is

@@ -11,6 +11,7 @@ import (
 )
 
 func TestRulesAreKeptByDigest(t *testing.T) {
+	storetest.OnlySQLite(t, "PostgreSQL keeps the rules in a table")
 	path := filepath.Join(t.TempDir(), "broker.db")
 	s := open(t, path)
 	contents := map[string][]byte{"a.cedar": []byte("permit"), "groups.yaml": []byte("support: {}")}

@@ -205,6 +205,9 @@ func TestListsOfPeople(t *testing.T) {
 		}
 	}
 	check("from the start")
+	if s.Shared() {
+		return // no database of PostgreSQL is from before version 9
+	}
 	setBack(t, s, 8)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

@@ -36,7 +36,7 @@ func TestLogSurvivesReopening(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f, err := OpenSource(t.Context(), path)
+	f, err := OpenSource(t.Context(), testURL(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}

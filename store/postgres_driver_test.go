@@ -47,6 +47,8 @@ func TestPostgresDriverCarriesValues(t *testing.T) {
 		{"bytes", []byte{0, 1, 255}, []byte{0, 1, 255}},
 		{"no bytes", []byte{}, []byte{}},
 		{"text", "é'\\\"", "é'\\\""},
+		{"text with a zero byte", "a\x00b", "a\uFFFDb"},
+		{"text that is not UTF-8", "a\xffb", "a\uFFFDb"},
 		{"duration", time.Second, int64(time.Second)},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -30,10 +30,13 @@ func (s *Store) openShared(ctx context.Context) error {
 	e := &postgresEngine{cfg: postgresConfig{settings: settings, limits: writing}, process: hex.EncodeToString(process)}
 	s.w = newWriter(e, url.String())
 	s.openClaims(settings, e.process)
-	s.feed = &feed{}
 	reading := postgresConfig{settings: settings, readOnly: true}
-	s.openPool = func() (*sql.DB, error) { return openPostgres(reading), nil }
+	loading := reading // a start reads millions of rows
+	loading.limits.statement = 10 * time.Minute
+	s.openPool = func() (*sql.DB, error) { return openPostgres(loading), nil }
 	s.readers = openPostgres(reading)
+	s.feed = &feed{db: openPostgres(reading)}
+	s.feed.db.SetMaxOpenConns(1)
 	s.readers.SetMaxOpenConns(maxReaders)
 	s.readers.SetMaxIdleConns(maxReaders)
 	if err := s.prepareGets(ctx); err != nil {

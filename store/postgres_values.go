@@ -4,6 +4,8 @@ import (
 	"database/sql/driver"
 	"encoding/binary"
 	"fmt"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -22,7 +24,9 @@ func (c *postgresConn) CheckNamedValue(v *driver.NamedValue) (err error) {
 // truth, so columns of both databases have numbers for it.
 func postgresValue(v any) (driver.Value, error) {
 	switch v := v.(type) {
-	case []byte, string, int64, nil:
+	case string:
+		return validText(v), nil
+	case []byte, int64, nil:
 		return v, nil
 	case int:
 		return int64(v), nil
@@ -37,10 +41,22 @@ func postgresValue(v any) (driver.Value, error) {
 			return int64(1), nil
 		}
 		return int64(0), nil
-	case []byte, string, int64, nil:
+	case string:
+		return validText(v), nil
+	case []byte, int64, nil:
 		return v, nil
 	}
 	return nil, fmt.Errorf("an argument of type %T has no column type", v)
+}
+
+// validText returns a text that PostgreSQL accepts: UTF-8 without a zero byte. Such a byte in
+// a name, which the caller chose, must not keep the record that names it from being counted.
+// Rows are found by texts, and what they are is in their bodies.
+func validText(s string) string {
+	if utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 {
+		return s
+	}
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // values are the encoded arguments of a query.

@@ -275,11 +275,21 @@ func TestCallerCancelledInGroupGetsOutcome(t *testing.T) {
 	}
 }
 
-func TestRejectedRowsFailOnlyTheirMember(t *testing.T) {
-	s := newStore(t)
-	if _, err := s.w.conn.ExecContext(t.Context(), "CREATE TRIGGER t BEFORE INSERT ON live WHEN NEW.holder = 'bad' BEGIN SELECT RAISE(ABORT, 'constraint'); END"); err != nil {
+// refuseBadHolders makes the database refuse live leases of the holder bad.
+func refuseBadHolders(t *testing.T, s *Store) {
+	t.Helper()
+	change := "CREATE TRIGGER t BEFORE INSERT ON live WHEN NEW.holder = 'bad' BEGIN SELECT RAISE(ABORT, 'constraint'); END"
+	if s.Shared() {
+		change = "ALTER TABLE live ADD CHECK (holder <> 'bad')"
+	}
+	if _, err := s.w.conn.ExecContext(t.Context(), change); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestRejectedRowsFailOnlyTheirMember(t *testing.T) {
+	s := newStore(t)
+	refuseBadHolders(t, s)
 	release := hold(t, s)
 	var wg sync.WaitGroup
 	for n := range 5 {

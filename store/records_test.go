@@ -123,9 +123,7 @@ func TestMembersKeepListsOfEarlierMembers(t *testing.T) {
 	if err := i.store(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.w.conn.ExecContext(t.Context(), "CREATE TRIGGER t BEFORE INSERT ON live WHEN NEW.holder = 'bad' BEGIN SELECT RAISE(ABORT, 'constraint'); END"); err != nil {
-		t.Fatal(err)
-	}
+	refuseBadHolders(t, s)
 	for _, failing := range []bool{false, true} {
 		before := listed(t, s, i.lease.ID)
 		release := hold(t, s)

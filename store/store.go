@@ -209,6 +209,9 @@ func (s *Store) shutDown(closed func() error) error {
 	if s.readers != nil {
 		errs = append(errs, s.readers.Close())
 	}
+	if s.feed != nil {
+		errs = append(errs, s.feed.db.Close())
+	}
 	errs = append(errs, s.closeClaims())
 	if s.w != nil {
 		errs = append(errs, s.w.close())

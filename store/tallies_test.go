@@ -232,7 +232,7 @@ func TestEvidenceOfOtherTraitsIsCountedAgain(t *testing.T) {
 	for _, other := range []bool{false, true} {
 		change := "UPDATE tallies SET body = '[]'"
 		if other {
-			change += "; UPDATE tallied SET traits = traits + 1"
+			change += "; UPDATE tallied SET traits = traits - 1"
 		}
 		if _, err := s.w.conn.ExecContext(t.Context(), change); err != nil {
 			t.Fatal(err)

@@ -31,9 +31,10 @@ type projection struct {
 	empty func() addition
 	wake  chan struct{} // the loop writes at once; nil: never needed
 
-	mu    sync.Mutex
-	noted *span         // appended since the last write; nil: none
-	write chan struct{} // holds one token; the holder writes the tables
+	mu     sync.Mutex
+	noted  *span         // appended since the last write; nil: none
+	theirs bool          // another process writes the tables, so nothing is noted
+	write  chan struct{} // holds one token; the holder writes the tables
 }
 
 // An addition is what a range of records adds to the tables of a projection.
@@ -74,6 +75,10 @@ func (p *projection) follow(g *group) {
 	first := recordID(g.head.Epoch, g.head.Size-int64(len(g.entries)))
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.theirs {
+		p.noted = nil
+		return
+	}
 	if p.noted == nil || p.noted.last != first-1 || p.overfull() {
 		p.noted = &span{after: first - 1, adds: p.empty()}
 	}
@@ -103,13 +108,34 @@ func (p *projection) take() *span {
 	return s
 }
 
+// leave notes whether another process writes the tables.
+func (p *projection) leave(theirs bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.theirs = theirs
+}
+
+// catchUpOnDuty is catchUp if this process is the one that writes the tables. A reader in
+// another process reads the log by itself, as far as the tables lack it.
+func (s *Store) catchUpOnDuty(ctx context.Context, p *projection) error {
+	name := "projection/" + p.table
+	duty := DutiesOf(s).Hold(ctx, name)
+	defer duty.End()
+	mine := duty.Has(name)
+	p.leave(!mine)
+	if !mine {
+		return nil
+	}
+	return s.catchUp(duty.Context(), p)
+}
+
 // followForever writes the tables of a projection until ctx ends.
 func (s *Store) followForever(ctx context.Context, p *projection) {
 	tick := time.NewTicker(p.every)
 	defer tick.Stop()
 	failing := false
 	for {
-		err := s.catchUp(ctx, p)
+		err := s.catchUpOnDuty(ctx, p)
 		if err != nil && !failing && ctx.Err() == nil {
 			s.cfg.Log.ErrorContext(ctx, p.doing, "err", err)
 		}
@@ -160,7 +186,10 @@ func (s *Store) catchUp(ctx context.Context, p *projection) error {
 			until, noted = noted.last, nil
 		default:
 			noted.after = behind.after // no record is between them
-			return s.addSpan(ctx, p, noted)
+			if err = s.addSpan(ctx, p, noted); err != nil || !s.Shared() {
+				return err
+			}
+			until, noted = math.MaxInt64, nil // other processes may have appended after them
 		}
 		if err != nil {
 			return err

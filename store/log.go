@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -135,17 +136,82 @@ func rowHashes(ctx context.Context, q queryer, epoch int64) audit.Rows {
 // can be proved consistent with any later one.
 const keptCheckpoints = 100
 
-// SaveCheckpoint keeps a signed checkpoint over the first size records of the
-// current log.
+// ErrCheckpoint means that a checkpoint can't be saved: the log has another one of the same
+// size already, or does not have the records that the checkpoint covers.
+var ErrCheckpoint = errors.New("the checkpoint is not one of this log")
+
+// SaveCheckpoint keeps a signed checkpoint over the first size records of the current log.
+// It returns ErrCheckpoint for a second one of a size. If other processes write to the
+// database, it also compares the checkpoint with the log's records, under the lock of the
+// log's end: the caller may have signed what a failover has lost since.
 func (s *Store) SaveCheckpoint(ctx context.Context, size int64, signed []byte) error {
 	return s.exec(ctx, func(ctx context.Context, w *writer) error {
+		if s.Shared() {
+			if err := w.checkCheckpoint(ctx, size, signed); err != nil {
+				return err
+			}
+		}
 		id := recordID(w.head.Epoch, size)
-		if err := w.exec(ctx, "INSERT INTO checkpoints (id, note) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET note = excluded.note", id, string(signed)); err != nil {
+		n, err := w.execCount(ctx, "INSERT INTO checkpoints (id, note) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", id, string(signed))
+		if err != nil {
 			return err
+		}
+		if n == 0 {
+			return w.sameCheckpoint(ctx, id, signed)
 		}
 		return w.exec(ctx, "DELETE FROM checkpoints WHERE id >= ? AND id < (SELECT min(id) FROM (SELECT id FROM checkpoints ORDER BY id DESC LIMIT ?) AS kept)",
 			recordID(w.head.Epoch, 0), keptCheckpoints)
 	})
+}
+
+// checkCheckpoint returns ErrCheckpoint unless the log has the records of a checkpoint.
+func (w *writer) checkCheckpoint(ctx context.Context, size int64, signed []byte) error {
+	log, err := currentLog(ctx, w.conn)
+	if err != nil {
+		return err
+	}
+	c, err := audit.OpenCheckpoint(signed, log.Public)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrCheckpoint, err)
+	case c.Size != size || size > w.head.Size:
+		return fmt.Errorf("%w: it covers %d records, and the log has %d", ErrCheckpoint, c.Size, w.head.Size)
+	}
+	root := w.head.Root
+	if size < w.head.Size {
+		if root, err = audit.RootAt(size, rowHashes(ctx, w.conn, w.head.Epoch)); err != nil {
+			return err
+		}
+	}
+	if root != c.Root {
+		return fmt.Errorf("%w: the first %d records of the log have the root %s, and it has the root %s", ErrCheckpoint, size, root, c.Root)
+	}
+	return nil
+}
+
+// sameCheckpoint returns ErrCheckpoint unless the saved checkpoint is the same.
+func (w *writer) sameCheckpoint(ctx context.Context, id int64, signed []byte) error {
+	var saved []byte
+	if err := w.conn.QueryRowContext(ctx, "SELECT note FROM checkpoints WHERE id = ?", id).Scan(&saved); err != nil {
+		return err
+	}
+	if !bytes.Equal(saved, signed) {
+		return fmt.Errorf("%w: another checkpoint of %d records was published", ErrCheckpoint, broker.RecordID(id).Index())
+	}
+	return nil
+}
+
+// Sync makes the store know every commit that was durable before the call, whichever process
+// made it. On SQLite it always does.
+func Sync(ctx context.Context, s *Store) error { return s.fresh(ctx) }
+
+// Refuse makes the store refuse every call from now on, as after a failover that lost
+// records: the caller has found that the database's log is not the one that this process
+// knows. On SQLite it does nothing, because no other process writes.
+func Refuse(s *Store) {
+	if s.Shared() {
+		_ = s.rewind() // it returns the error of later calls
+	}
 }
 
 // Checkpoint returns the newest signed checkpoint of the current log, and

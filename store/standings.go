@@ -32,7 +32,11 @@ type standingSet struct {
 	mu     sync.RWMutex
 	loaded bool
 	bodies map[broker.StandingKey][]byte
+	looked time.Time // when idle last looked at all
 }
+
+// idleEvery is how often idle looks at all rows.
+const idleEvery = 5 * time.Minute
 
 // follow applies the standings of a group that was committed.
 func (s *standingSet) follow(g *group) {
@@ -162,6 +166,43 @@ func (s *standingSet) drop(deleted map[broker.StandingKey][]byte) {
 			delete(s.bodies, key)
 		}
 	}
+}
+
+// forgetIdleStandings forgets rows that another process has deleted: see sweepStandings.
+func (s *Store) forgetIdleStandings(ctx context.Context, now time.Time) error {
+	gone := map[broker.StandingKey][]byte{}
+	for key, body := range s.standings.idle(now) {
+		var one int
+		err := s.readers.QueryRowContext(ctx, "SELECT 1 FROM standings WHERE id = ?", standingID(key)).Scan(&one)
+		if errors.Is(err, sql.ErrNoRows) {
+			gone[key] = body
+		} else if err != nil {
+			return unavailable("looking for subjects of facts that are gone", err)
+		}
+	}
+	s.standings.drop(gone)
+	return nil
+}
+
+// idle returns the rows that may be deleted at now. It looks at them now and then only.
+func (s *standingSet) idle(now time.Time) map[broker.StandingKey][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.looked) < idleEvery {
+		return nil
+	}
+	s.looked = now
+	list := map[broker.StandingKey][]byte{}
+	for key, body := range s.bodies {
+		var row broker.Standing
+		if err := decodeBody(body, &row); err != nil {
+			continue // a reader reports it
+		}
+		if idle := row.Idle(); !idle.IsZero() && !now.Before(idle) {
+			list[key] = body
+		}
+	}
+	return list
 }
 
 // standingID returns the id of a standing. Ids sort by kind and then by name.

@@ -78,6 +78,22 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	return total, nil
 }
 
+// FollowSweep makes memory follow the Sweep of another process. Call it as often as Sweep.
+func FollowSweep(ctx context.Context, s *Store, now time.Time) error {
+	for table := range holdingTables {
+		for more := true; more; {
+			var ids, carried []broker.LeaseID
+			err := s.readHoldings(ctx, func(h *holdings) { ids, carried = h.expired(table, now.UnixMilli(), sweepBatch) })
+			if err != nil {
+				return err
+			}
+			s.holdings.drop(table, append(ids, carried...), now.UnixMilli())
+			more = len(ids)+len(carried) > 0
+		}
+	}
+	return s.forgetIdleStandings(ctx, now)
+}
+
 // sweepIndex deletes the expired rows of live or lingering. Memory knows them.
 func (s *Store) sweepIndex(ctx context.Context, table int, now int64) (total int64, err error) {
 	query := "DELETE FROM " + holdingTables[table] + " WHERE id = ? AND until <= ?"

@@ -41,11 +41,13 @@ func (w *Watcher) Run(ctx context.Context) error {
 	defer tick.Stop()
 	var running sync.WaitGroup
 	defer running.Wait()
-	loaded := false
+	var loaded time.Time
 	for {
-		if !loaded {
+		if loaded.IsZero() || w.cfg.Duties != broker.Alone && time.Since(loaded) > loadEvery {
 			err := w.load(ctx, time.Now())
-			if loaded = err == nil; err != nil && ctx.Err() == nil {
+			if err == nil {
+				loaded = time.Now()
+			} else if ctx.Err() == nil {
 				w.cfg.Log.ErrorContext(ctx, "listing tickets", "err", err)
 			}
 		}
@@ -61,8 +63,11 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
-// load finds the tickets on which access rests after a start. They are looked at within
-// one interval, spread over it.
+// loadEvery is how often a process looks for tickets on which other processes let access rest.
+const loadEvery = 30 * time.Second
+
+// load finds the tickets on which access rests after a start, or because of another process.
+// They are looked at within one interval, spread over it.
 func (w *Watcher) load(ctx context.Context, now time.Time) error {
 	for after := ""; ; {
 		page, err := w.cfg.Facts().List(ctx, broker.FactTicket, after, loadPage)
@@ -71,6 +76,9 @@ func (w *Watcher) load(ctx context.Context, now time.Time) error {
 		}
 		for _, s := range page {
 			after = s.Name
+			if w.watches(s.StandingKey) {
+				continue
+			}
 			if err := w.resume(ctx, s.StandingKey, now); err != nil {
 				return err
 			}
@@ -79,6 +87,12 @@ func (w *Watcher) load(ctx context.Context, now time.Time) error {
 			return nil
 		}
 	}
+}
+
+func (w *Watcher) watches(key broker.StandingKey) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.list[key] != nil
 }
 
 // resume watches a ticket again after a start. What it no longer carries ends at once: its
@@ -150,7 +164,13 @@ func (w *Watcher) poll(ctx context.Context, e *watched) {
 		}
 		return
 	}
-	_, _ = w.look(ctx, e, line.polls, 0) // it has reported and logged the outcome
+	// A process looks when a caller waits for it. Otherwise one looks for all of them.
+	name := "tickets/" + e.tracker.Name
+	duty := w.cfg.Duties.Hold(ctx, name)
+	defer duty.End()
+	if duty.Has(name) {
+		_, _ = w.look(ctx, e, line.polls, 0) // it has reported and logged the outcome
+	}
 }
 
 // drop forgets a ticket. One that was looked at for a caller a moment ago stays: its

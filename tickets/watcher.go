@@ -59,6 +59,7 @@ type WatcherConfig struct {
 	Trackers []*Tracker
 	Facts    func() Facts // from the first look on
 	Log      *slog.Logger
+	Duties   broker.Duties     // one process looks at the tickets of a tracker; nil: there is no other one
 	Observe  func(Observation) // may be nil
 }
 
@@ -90,6 +91,9 @@ type watched struct {
 // NewWatcher returns a Watcher. It starts nothing: call Run.
 func NewWatcher(c WatcherConfig) *Watcher {
 	w := &Watcher{cfg: c, trackers: map[string]*Tracker{}, lines: map[string]*line{}, list: map[broker.StandingKey]*watched{}, wake: make(chan struct{}, 1)}
+	if w.cfg.Duties == nil {
+		w.cfg.Duties = broker.Alone
+	}
 	if w.cfg.Observe == nil {
 		w.cfg.Observe = func(Observation) {}
 	}

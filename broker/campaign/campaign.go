@@ -100,6 +100,12 @@ func New(cfg Config) (*Manager, error) {
 	return m, nil
 }
 
+// Resume makes the next Tick look for what another process may have left undone.
+func (m *Manager) Resume() {
+	m.behind.Store(true)
+	m.unended.Store(true)
+}
+
 // take waits for the manager's turn.
 func (m *Manager) take(ctx context.Context) error {
 	select {

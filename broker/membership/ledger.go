@@ -20,6 +20,9 @@ type Config struct {
 	List  func(ctx context.Context, q broker.MembershipQuery) ([]*broker.Membership, error) // of Store, by ID
 	Log   *slog.Logger                                                                      // nil: discarded
 
+	// Duties keep other processes from changing the same membership; nil: there are none.
+	Duties broker.Duties
+
 	// May reports whether policy permits the caller an action on the broker. It may be
 	// set after New, and is needed by List and Accept only.
 	May func(ctx context.Context, caller broker.Caller, action broker.Action) bool
@@ -55,6 +58,9 @@ func New(cfg Config) *Ledger {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Duties == nil {
+		cfg.Duties = broker.Alone
+	}
 	if cfg.Pauses == nil {
 		cfg.Pauses = []time.Duration{250 * time.Millisecond, 750 * time.Millisecond, 2 * time.Second}
 	}
@@ -64,8 +70,22 @@ func New(cfg Config) *Ledger {
 	return &Ledger{cfg: cfg, locks: map[broker.MembershipID]*turn{}}
 }
 
-// lock waits until no other call works on the membership.
+// lock waits until no other call works on the membership, in any process.
 func (g *Ledger) lock(ctx context.Context, id broker.MembershipID) (unlock func(), err error) {
+	leave, err := g.lockHere(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	free, err := g.cfg.Duties.Lock(ctx, "membership/"+audit.Digest(id).String())
+	if err != nil {
+		leave()
+		return nil, fmt.Errorf("%w: another replica changes the same membership: %w", broker.ErrIssuerUnavailable, err)
+	}
+	return func() { free(); leave() }, nil
+}
+
+// lockHere is lock for the calls in this process.
+func (g *Ledger) lockHere(ctx context.Context, id broker.MembershipID) (unlock func(), err error) {
 	g.mu.Lock()
 	t := g.locks[id]
 	if t == nil {

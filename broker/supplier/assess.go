@@ -270,9 +270,15 @@ func (m *Manager) settle(ctx context.Context, key broker.AssessmentKey, now time
 	m.settling.Lock()
 	defer m.settling.Unlock()
 	a, err := m.assessment(ctx, key)
-	if err != nil || a == nil || !a.Settling {
-		return err
+	for err == nil && a != nil && a.Settling {
+		a, err = m.settleOnce(ctx, key, a, now)
 	}
+	return err
+}
+
+// settleOnce settles one assessment. It returns a later one of another process, whose fact it
+// may have replaced, as one to settle.
+func (m *Manager) settleOnce(ctx context.Context, key broker.AssessmentKey, a *broker.Assessment, now time.Time) (later *broker.Assessment, err error) {
 	if now.Before(a.At) { // the call for an earlier assessment settles this one
 		now = a.At
 	}
@@ -283,20 +289,24 @@ func (m *Manager) settle(ctx context.Context, key broker.AssessmentKey, now time
 	}
 	caller := broker.Caller{At: now}
 	if err := facts.Report(ctx, caller, broker.AssessedKey(name), fact); err != nil {
-		return err
+		return nil, err
 	}
 	if err := facts.SettleAssessed(ctx, caller, name); err != nil {
-		return err
+		return nil, err
 	}
-	return broker.Unavailable(m.cfg.Store.Update(ctx, []broker.Key{key}, func(tx broker.Tx) error {
+	err = m.cfg.Store.Update(ctx, []broker.Key{key}, func(tx broker.Tx) error {
+		later = nil
 		stored, err := broker.Get[*broker.Assessment](tx, key)
-		if err != nil || stored.Version != a.Version {
-			return err // a later assessment settles itself
+		if err != nil {
+			return err
 		}
-		stored.Settling = false
+		if stored.Settling = stored.Version != a.Version; stored.Settling {
+			later = stored
+		}
 		tx.Put(stored)
 		return nil
-	}))
+	})
+	return later, broker.Unavailable(err)
 }
 
 // assessment returns the latest assessment of a supplier; nil if there is none.

@@ -22,7 +22,7 @@ import (
 // openLedger creates the ledger that all issuers of memberships share.
 func (s *Service) openLedger() {
 	s.ledger = membership.New(membership.Config{
-		Store: s.store, List: store.MembershipsIn(s.store).List, Log: s.log, Compared: s.metrics.Compared,
+		Store: s.store, Duties: store.DutiesOf(s.store), List: store.MembershipsIn(s.store).List, Log: s.log, Compared: s.metrics.Compared,
 		May: func(ctx context.Context, caller broker.Caller, action broker.Action) bool {
 			return s.broker.May(ctx, caller, action)
 		},
@@ -30,8 +30,8 @@ func (s *Service) openLedger() {
 }
 
 // compares adds the loop that compares an issuer's memberships with its system.
-func (s *Service) compares(issuer *membership.Issuer, every time.Duration) *membership.Issuer {
-	s.loops = append(s.loops, func(ctx context.Context) error { return issuer.Run(ctx, every) })
+func (s *Service) compares(name string, issuer *membership.Issuer, every time.Duration) *membership.Issuer {
+	s.loops = append(s.loops, s.alone("memberships/"+name, nil, func(ctx context.Context) error { return issuer.Run(ctx, every) }))
 	return issuer
 }
 
@@ -54,7 +54,7 @@ func (s *Service) openSCIM(name string, c *config.SCIMIssuer) (broker.Issuer, er
 		}
 		transport.TLSClientConfig.GetClientCertificate = clientCertificate(c.Cert, c.Key)
 	}
-	return s.compares(scim.New(cfg), c.CompareEvery), nil
+	return s.compares(name, scim.New(cfg), c.CompareEvery), nil
 }
 
 func (s *Service) openLDAP(name string, c *config.LDAPIssuer) (broker.Issuer, error) {
@@ -71,7 +71,7 @@ func (s *Service) openLDAP(name string, c *config.LDAPIssuer) (broker.Issuer, er
 	if c.Cert != "" {
 		cfg.TLS.GetClientCertificate = clientCertificate(c.Cert, c.Key)
 	}
-	return s.compares(ldap.New(cfg), c.CompareEvery), nil
+	return s.compares(name, ldap.New(cfg), c.CompareEvery), nil
 }
 
 // readRoots reads a file of certificate authorities; nil without one.

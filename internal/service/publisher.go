@@ -1,10 +1,12 @@
 package service
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,13 +22,23 @@ import (
 // server.LogReader with the store's records. Each checkpoint is also written to a
 // file outside the database, which reveals a database that was restored from an old
 // copy.
+//
+// If several replicas share the log, one signs at a time, and each has a file of its own. The
+// others write to their files what that one published, once they have proved that the log
+// contains the checkpoint in their file.
 type publisher struct {
 	logStore
 	signer    *audit.Signer
 	public    string
 	file      string
 	published atomic.Int64 // size of the log at the last checkpoint
+	duties    broker.Duties
+	sync      func(context.Context) error // see store.Sync
+	refuse    func()                      // called when the log does not continue the checkpoint file
 	log       *slog.Logger
+
+	mu   sync.Mutex // held while the file is written
+	last []byte     // the checkpoint in the file; nil: none
 }
 
 // logStore is the part of the store that the publisher uses.
@@ -38,6 +50,7 @@ type logStore interface {
 	Head() store.Head
 	Hashes(ctx context.Context) audit.Rows
 	SaveCheckpoint(ctx context.Context, size int64, signed []byte) error
+	Shared() bool
 }
 
 const (
@@ -65,11 +78,18 @@ func openPublisher(ctx context.Context, s logStore, sealer *broker.Sealer, c *co
 	if err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
-	p := &publisher{logStore: s, signer: signer, public: known.Public, file: c.CheckpointFile, log: log}
+	p := &publisher{logStore: s, signer: signer, public: known.Public, file: c.CheckpointFile, duties: broker.Alone, refuse: func() {}, log: log}
+	p.sync = func(context.Context) error { return nil }
 	if err := p.checkRollback(ctx); err != nil {
 		return nil, err
 	}
 	return p, p.publish(ctx)
+}
+
+// share makes the publisher take turns with those of other replicas.
+func (p *publisher) share(s *store.Store) {
+	p.duties, p.refuse = store.DutiesOf(s), func() { store.Refuse(s) }
+	p.sync = func(ctx context.Context) error { return store.Sync(ctx, s) }
 }
 
 // logHome is the part of a log's origin that names the broker.
@@ -112,6 +132,10 @@ func (p *publisher) checkRollback(ctx context.Context) error {
 		if err != nil && !errors.Is(err, broker.ErrNotFound) {
 			return fmt.Errorf("reading the saved checkpoint: %w", err)
 		}
+		if saved != nil && p.Shared() {
+			p.log.WarnContext(ctx, "this replica has no checkpoint file yet: it takes the log of the database as it is, and notices from now on if records are lost", "file", p.file)
+			return nil
+		}
 		if saved != nil {
 			return fmt.Errorf("the log has been published, but %s is missing: restore the file; if that is impossible, see broker audit new-epoch --help: %w", p.file, audit.ErrRollback)
 		}
@@ -120,14 +144,26 @@ func (p *publisher) checkRollback(ctx context.Context) error {
 	if err := audit.CheckContinuation(note, p.public, p.Head().Size, p.Hashes(ctx)); err != nil {
 		return fmt.Errorf("%s: %w", p.file, err)
 	}
+	p.last = note
 	return nil
 }
 
-// publish signs a checkpoint over all records of the log.
+// publish signs a checkpoint over all records of the log. The log's records are compared with
+// the checkpoint in the file before, if other replicas write to the log.
 func (p *publisher) publish(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.sync(ctx); err != nil {
+		return err
+	}
 	head := p.Head()
 	if head.Size == p.published.Load() {
 		return nil
+	}
+	if p.Shared() {
+		if err := p.checkContinuation(ctx); err != nil {
+			return err
+		}
 	}
 	note, err := p.signer.Sign(audit.Checkpoint{Origin: p.signer.Origin(), Size: head.Size, Root: head.Root})
 	if err != nil {
@@ -136,18 +172,74 @@ func (p *publisher) publish(ctx context.Context) error {
 	// The file comes first. A crash after it leaves a file that is ahead of the
 	// saved checkpoint, which is fine. The other order could leave a database with
 	// a checkpoint and no file, which looks like a database that was replaced.
-	if err := audit.WriteCheckpointFile(p.file, note); err != nil {
+	if err := p.write(note); err != nil {
 		return err
 	}
 	if err := p.SaveCheckpoint(ctx, head.Size, note); err != nil {
+		if errors.Is(err, store.ErrCheckpoint) {
+			p.refuse()
+		}
 		return fmt.Errorf("saving a checkpoint: %w", err)
 	}
 	p.published.Store(head.Size)
 	return nil
 }
 
+func (p *publisher) write(note []byte) error {
+	if bytes.Equal(note, p.last) {
+		return nil
+	}
+	if err := audit.WriteCheckpointFile(p.file, note); err != nil {
+		return err
+	}
+	p.last = note
+	return nil
+}
+
+// checkContinuation checks that the log continues the checkpoint in the file. If it does not,
+// this replica refuses everything.
+func (p *publisher) checkContinuation(ctx context.Context) error {
+	err := audit.CheckContinuation(p.last, p.public, p.Head().Size, p.Hashes(ctx))
+	if errors.Is(err, audit.ErrRollback) {
+		p.refuse()
+	}
+	return err
+}
+
+// follow writes the newest checkpoint, which another replica published, to the file, if the
+// log contains it and it continues the one in the file.
+func (p *publisher) follow(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	saved, err := p.Checkpoint(ctx)
+	if errors.Is(err, broker.ErrNotFound) || bytes.Equal(saved, p.last) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(p.sync(ctx), p.checkContinuation(ctx)); err != nil {
+		return err
+	}
+	if err := audit.CheckContinuation(saved, p.public, p.Head().Size, p.Hashes(ctx)); err != nil {
+		return fmt.Errorf("the checkpoint that another replica published: %w", err)
+	}
+	c, err := audit.OpenCheckpoint(saved, p.public)
+	if err != nil || c.Size <= p.published.Load() {
+		return err // the file is ahead already
+	}
+	if err := p.write(saved); err != nil {
+		return err
+	}
+	p.published.Store(c.Size)
+	return nil
+}
+
 // unpublished returns the number of records that no checkpoint covers yet.
 func (p *publisher) unpublished() float64 { return float64(p.Head().Size - p.published.Load()) }
+
+// checkpointDuty is the signing of checkpoints.
+const checkpointDuty = "checkpoints"
 
 // Run publishes until ctx ends, and once more then.
 func (p *publisher) Run(ctx context.Context) error {
@@ -156,13 +248,23 @@ func (p *publisher) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return p.publish(context.WithoutCancel(ctx))
+			return p.step(context.WithoutCancel(ctx))
 		case <-tick.C:
-			if err := p.publish(ctx); err != nil && ctx.Err() == nil {
+			if err := p.step(ctx); err != nil && ctx.Err() == nil {
 				p.log.ErrorContext(ctx, "publishing the log", "err", err)
 			}
 		}
 	}
+}
+
+// step publishes, or follows the replica that does.
+func (p *publisher) step(ctx context.Context) error {
+	duty := p.duties.Hold(ctx, checkpointDuty)
+	defer duty.End()
+	if duty.Has(checkpointDuty) {
+		return p.publish(ctx)
+	}
+	return p.follow(ctx)
 }
 
 // reseal seals the log's key with the sealer's first key. It reports whether the

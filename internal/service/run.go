@@ -20,13 +20,18 @@ import (
 	"accessbroker.internal/store"
 )
 
-// Run serves until ctx ends, drains, and closes the service.
+// Run serves until ctx ends, drains, hands its background work over to other replicas, and
+// closes the service.
 func (s *Service) Run(ctx context.Context) error {
 	// The loops outlive the listeners, because calls that drain need them.
 	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopLoops()
 	var background errgroup.Group
-	for _, run := range append(s.loops, s.store.Run, s.broker.Run, s.outbox.Run, s.keys.Run, s.publisher.Run, s.trust.Run, s.tickets.Run, s.suppliers.Run, s.sweep, s.store.NewPruner(s.config.Retention, s.metrics.Pruned).Run, returnMemory, s.campaigns.Run, s.follow, s.announce) {
+	for _, run := range append(s.loops, s.store.Run, s.broker.Run, s.outbox.Run, s.keys.Run, s.publisher.Run, s.trust.Run, s.tickets.Run, s.sweep, returnMemory, s.follow, s.announce,
+		s.alone("suppliers", nil, s.suppliers.Run),
+		s.alone("retention", nil, s.store.NewPruner(s.config.Retention, s.metrics.Pruned).Run),
+		s.alone("access reviews", s.campaigns.Resume, s.campaigns.Run),
+	) {
 		background.Go(func() error {
 			defer s.options.FlushLog()
 			return run(loops)
@@ -38,7 +43,11 @@ func (s *Service) Run(ctx context.Context) error {
 	if !s.served {
 		end = s.discard
 	}
-	err = errors.Join(err, background.Wait(), end())
+	err = errors.Join(err, background.Wait())
+	if handed := store.HandOver(ctx, s.store); handed != nil {
+		s.log.WarnContext(ctx, "other replicas take over the background work when its claims end", "err", handed)
+	}
+	err = errors.Join(err, end())
 	s.log.InfoContext(ctx, "stopped")
 	return err
 }
@@ -182,7 +191,7 @@ func (s *Service) sweep(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		s.counts.read(ctx, s.store, s.log)
-		if _, err := s.store.Sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+		if err := s.sweepOnce(ctx); err != nil && ctx.Err() == nil {
 			s.log.ErrorContext(ctx, "sweeping the store", "err", err)
 		}
 		select {
@@ -191,6 +200,17 @@ func (s *Service) sweep(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// sweepOnce sweeps, or follows the replica that does.
+func (s *Service) sweepOnce(ctx context.Context) error {
+	duty := store.DutiesOf(s.store).Hold(ctx, "sweep")
+	defer duty.End()
+	if !duty.Has("sweep") {
+		return store.FollowSweep(ctx, s.store, time.Now())
+	}
+	_, err := s.store.Sweep(duty.Context(), time.Now())
+	return err
 }
 
 const returnMemoryEvery = time.Minute

@@ -58,7 +58,7 @@ func (s *Service) openDirectory(ctx context.Context) error {
 	var err error
 	service.keys, err = token.OpenKeys(ctx, token.KeysConfig{
 		Store: s.store, Sealer: s.sealer, Purpose: "scim", Algorithm: "ES256",
-		RotateEvery: scimRotate, PublishAhead: scimPublish, LongestTTL: directory.MaxTokenAge, Log: s.log,
+		RotateEvery: scimRotate, PublishAhead: scimPublish, LongestTTL: directory.MaxTokenAge, Log: s.log, Duties: store.DutiesOf(s.store),
 	}, time.Now())
 	if err != nil {
 		return err

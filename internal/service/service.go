@@ -152,6 +152,7 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 	if s.publisher, err = openPublisher(ctx, s.store, s.sealer, o.Config, o.Log); err != nil {
 		return nil, err
 	}
+	s.publisher.share(s.store)
 	if s.keys, err = token.OpenKeys(ctx, s.keysConfig(), time.Now()); err != nil {
 		return nil, err
 	}
@@ -223,7 +224,7 @@ func (s *Service) keysConfig() token.KeysConfig {
 	return token.KeysConfig{
 		Store: s.store, Sealer: s.sealer, Purpose: "token", Algorithm: signing.Algorithm,
 		RotateEvery: signing.RotateEvery, PublishAhead: signing.PublishAhead,
-		LongestTTL: longest, Log: s.log,
+		LongestTTL: longest, Log: s.log, Duties: store.DutiesOf(s.store),
 	}
 }
 
@@ -278,7 +279,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 	}
 	cfg := broker.Config{
 		Store: s.store, Issuers: list, Log: s.log, Observe: s.metrics.Observe, Reader: s.store, Statuses: s.store, Blocks: s.store.Blocks,
-		MaxPending: s.config.Admission.Waiting, Retention: s.config.Retention, Tickets: s.tickets, Sources: s.sources(),
+		Duties: store.DutiesOf(s.store), MaxPending: s.config.Admission.Waiting, Retention: s.config.Retention, Tickets: s.tickets, Sources: s.sources(),
 	}
 	if s.shared {
 		cfg.Replica, cfg.RevisionGrace = s.replica, s.config.Replicas.RevisionGrace
@@ -300,7 +301,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.outbox = notify.NewOutbox(notify.OutboxConfig{Store: s.store, Log: s.log, Observe: s.metrics.Observe})
+	s.outbox = notify.NewOutbox(notify.OutboxConfig{Store: s.store, Duties: store.DutiesOf(s.store), Log: s.log, Observe: s.metrics.Observe})
 	how, err := s.howToStart(ctx)
 	if err != nil {
 		return err

@@ -27,7 +27,7 @@ func (s *Service) openSignals() error {
 	if len(rules) == 0 {
 		return nil
 	}
-	s.loops = append(s.loops, s.signals.Run)
+	s.loops = append(s.loops, s.alone("signals", nil, s.signals.Run))
 	for _, t := range s.config.Transmitters {
 		if err := s.openTransmitter(t); err != nil {
 			return fmt.Errorf("signals %s: %w", t.Name, err)
@@ -48,10 +48,10 @@ func (s *Service) openTransmitter(t config.Transmitter) error {
 	made := signals.New(cfg)
 	s.transmitters = append(s.transmitters, made)
 	if cfg.Poll != nil {
-		s.loops = append(s.loops, made.RunPoll)
+		s.loops = append(s.loops, s.alone("signals/"+t.Name+"/poll", nil, made.RunPoll))
 	}
 	if cfg.Verification != nil {
-		s.loops = append(s.loops, made.RunVerification)
+		s.loops = append(s.loops, s.alone("signals/"+t.Name+"/verification", nil, made.RunVerification))
 	}
 	for _, kind := range signal.Kinds {
 		for _, outcome := range []signal.Outcome{signal.Applied, signal.Held, signal.Replayed, signal.UnknownSubject} {

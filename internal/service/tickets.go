@@ -8,6 +8,7 @@ import (
 
 	"accessbroker.internal/broker"
 	"accessbroker.internal/server"
+	"accessbroker.internal/store"
 	"accessbroker.internal/tickets"
 )
 
@@ -23,7 +24,7 @@ func (s *Service) openTickets() error {
 		list = append(list, t)
 	}
 	s.tickets = tickets.NewWatcher(tickets.WatcherConfig{
-		Trackers: list, Log: s.log, Facts: func() tickets.Facts { return s.broker.Facts },
+		Trackers: list, Log: s.log, Duties: store.DutiesOf(s.store), Facts: func() tickets.Facts { return s.broker.Facts },
 		Observe: func(o tickets.Observation) { s.metrics.Looked(o.Tracker, o.Outcome) },
 	})
 	return nil

@@ -34,6 +34,7 @@ type KeysConfig struct {
 	RotateEvery  time.Duration // how long a key signs
 	PublishAhead time.Duration // how long a key is in the JWKS before it signs
 	LongestTTL   time.Duration // of the tokens that the keys sign
+	Duties       broker.Duties // one process rotates; nil: no other one shares Store
 	Log          *slog.Logger
 }
 
@@ -70,6 +71,9 @@ func OpenKeys(ctx context.Context, cfg KeysConfig, now time.Time) (*Keys, error)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Duties == nil {
+		cfg.Duties = broker.Alone
 	}
 	k := &Keys{cfg: cfg}
 	if err := k.Step(ctx, now); err != nil {
@@ -197,8 +201,12 @@ func (k *Keys) List() []KeyInfo {
 }
 
 // Reseal seals every key with the sealer's first key, and returns how many were
-// sealed with another one.
+// sealed with another one. It reads the keys before, because another process may have
+// created one.
 func (k *Keys) Reseal(ctx context.Context) (int, error) {
+	if err := k.load(ctx); err != nil {
+		return 0, err
+	}
 	n := 0
 	for _, key := range *k.ring.Load() {
 		done, err := Reseal(ctx, k.cfg.Store, k.cfg.Sealer, key.row.ID)

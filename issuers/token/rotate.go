@@ -47,11 +47,20 @@ func (k *Keys) Run(ctx context.Context) error {
 	}
 }
 
-// Step loads the keys, and creates and retires those that are due at now.
+// Step loads the keys, and creates and retires those that are due at now. One process at a
+// time does so, except for the first key, without which none can start.
 func (k *Keys) Step(ctx context.Context, now time.Time) error {
 	if err := k.load(ctx); err != nil {
 		return err
 	}
+	if len(*k.ring.Load()) == 0 {
+		return k.rotate(ctx, now)
+	}
+	return broker.OnDuty(ctx, k.cfg.Duties, "keys/"+k.cfg.Purpose, func(ctx context.Context) error { return k.rotate(ctx, now) })
+}
+
+// rotate makes the steps that are due at now.
+func (k *Keys) rotate(ctx context.Context, now time.Time) error {
 	due := schedule(rows(*k.ring.Load()), k.cfg, now)
 	if due.create {
 		if err := k.create(ctx, due, now); err != nil {
@@ -99,7 +108,7 @@ func schedule(keys []*broker.SigningKey, cfg KeysConfig, now time.Time) (due ste
 	last := keys[len(keys)-1]
 	next, soonest := last.Signs.Add(cfg.RotateEvery), now.Add(cfg.PublishAhead)
 	switch {
-	case last.Algorithm != cfg.Algorithm:
+	case last.Algorithm != cfg.Algorithm && !now.Before(last.Signs): // not before: another process may have another algorithm during an update
 		due.create, due.before, due.signs = true, last, soonest
 	case !now.Before(next.Add(-cfg.PublishAhead)):
 		// If the broker was down and the rotation is late, the old key signs
@@ -174,16 +183,23 @@ func (k *Keys) limit(tx broker.Tx, key *broker.SigningKey, next time.Time) error
 
 // retire erases the private part of a key.
 func (k *Keys) retire(ctx context.Context, key *broker.SigningKey) error {
-	return k.update(ctx, audit.KeyRetired, key, []broker.Key{key.ID}, func(tx broker.Tx) error {
+	err := k.update(ctx, audit.KeyRetired, key, []broker.Key{key.ID}, func(tx broker.Tx) error {
 		stored, err := tx.Get(key.ID)
 		if err != nil {
 			return err
 		}
 		row := stored.(*broker.SigningKey)
+		if row.Sealed == nil {
+			return broker.ErrUnchanged // another process was faster
+		}
 		row.Sealed = nil
 		tx.Put(row)
 		return nil
 	})
+	if errors.Is(err, broker.ErrUnchanged) {
+		return nil
+	}
+	return err
 }
 
 // update runs f and appends its record in one transaction.

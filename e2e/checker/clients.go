@@ -23,6 +23,7 @@ type client struct {
 	pool    *pool
 	history *History
 	began   time.Time
+	pace    time.Duration // the longest pause between two deeds
 }
 
 // A deed is something that a client does, and how often.
@@ -59,6 +60,9 @@ func (c *client) run(ctx context.Context, w Workload) {
 		sum += d.weight
 	}
 	for ctx.Err() == nil {
+		if c.pace > 0 {
+			pause(ctx, c.random, c.pace)
+		}
 		n := c.random.IntN(sum)
 		for _, d := range deeds {
 			if n -= d.weight; n < 0 {

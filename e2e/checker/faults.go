@@ -168,12 +168,21 @@ func failedOver(ctx context.Context, w *world, _ *rand.Rand) (string, error) {
 		r.SetTarget(next.Address())
 		r.Reset()
 	}
+	w.mu.Lock()
 	w.Postgres, w.failovers = next, w.failovers+1
+	w.mu.Unlock()
 	var err error
 	if w.Standby, err = next.NewStandby(ctx, w.Dir, fmt.Sprintf("standby-%d", w.failovers)); err != nil {
 		return "database", err
 	}
 	return "database", w.synchronize(ctx)
+}
+
+// primary returns the server that accepts writes.
+func (w *world) primary() *cluster.Postgres {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.Postgres
 }
 
 // synchronize makes the primary wait for its standby at each commit, so that a failover

@@ -46,24 +46,22 @@ type blocked struct {
 // blocks returns when holders were blocked: from the answer of a block until any call began
 // that may have lifted it.
 func (e *Evidence) blocks() map[string][]blocked {
-	lifts := map[string][]time.Time{}
+	lifts := map[string][]*Operation{}
 	for i := range e.Operations {
 		if o := &e.Operations[i]; o.Kind == Lift && o.Outcome != Fail {
-			lifts[o.Args.Holder] = append(lifts[o.Args.Holder], o.Start)
-			// It may have an effect until it ends, and a block that began before then
-			// may have preceded it.
+			lifts[o.Args.Holder] = append(lifts[o.Args.Holder], o)
 		}
 	}
 	all := map[string][]blocked{}
 	for i := range e.Operations {
 		o := &e.Operations[i]
-		if o.Outcome != OK || o.Kind != Block && o.Kind != Kill || e.liftedDuring(o) {
+		if o.Outcome != OK || o.Kind != Block && o.Kind != Kill || slices.ContainsFunc(lifts[o.Args.Holder], o.mayEndBy) {
 			continue
 		}
 		b := blocked{from: o.End, to: e.Settled, by: o}
-		for _, at := range lifts[o.Args.Holder] {
-			if at.After(o.Start) && at.Before(b.to) {
-				b.to = at
+		for _, l := range lifts[o.Args.Holder] {
+			if l.Start.After(o.Start) && l.Start.Before(b.to) {
+				b.to = l.Start
 			}
 		}
 		all[o.Args.Holder] = append(all[o.Args.Holder], b)
@@ -71,12 +69,10 @@ func (e *Evidence) blocks() map[string][]blocked {
 	return all
 }
 
-// liftedDuring reports whether a call that may lift the block overlapped the block. An
+// mayEndBy reports whether a call that may lift a block overlapped the block. A call with an
 // unknown outcome may take effect at any time.
-func (e *Evidence) liftedDuring(b *Operation) bool {
-	return slices.ContainsFunc(e.Operations, func(o Operation) bool {
-		return o.Kind == Lift && o.Args.Holder == b.Args.Holder && o.Start.Before(b.End) && (o.Outcome == Unknown || o.Outcome == OK && o.End.After(b.Start))
-	})
+func (o *Operation) mayEndBy(lift *Operation) bool {
+	return lift.Start.Before(o.End) && (lift.Outcome == Unknown || lift.End.After(o.Start))
 }
 
 // judgeBlocked checks, by the log alone, that nothing is issued to a holder between the

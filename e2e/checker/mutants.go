@@ -35,7 +35,22 @@ type Edit struct {
 
 // Mutants returns the planted bugs.
 func Mutants() []Mutant {
-	return []Mutant{limitOutside(), answerEarly()}
+	return []Mutant{lostFence(), limitOutside(), answerEarly()}
+}
+
+// lostFence lets a group write without the lock on the head. The keys of the records and of
+// the feed are a second fence, which alone would make the group start again: it is lost, too.
+func lostFence() Mutant {
+	return Mutant{
+		Name: "the fence on the head is lost",
+		Edits: []Edit{
+			{"store/postgres_engine.go", " FROM head FOR UPDATE`", " FROM head`"},
+			{"store/postgres_engine.go", "AS BIGINT), ?)\", g.seq", "AS BIGINT), ?) ON CONFLICT (seq) DO NOTHING\", g.seq"},
+			{"store/flush.go", `VALUES (?, ?, ?, ?)"` + "\n\nfunc (g *group) writeRecords", `VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"` + "\n\nfunc (g *group) writeRecords"},
+		},
+		Config: Config{Length: 10 * time.Second, Clients: 12, Replicas: 2, Postgres: true, Workload: Mixed, Only: map[string]bool{"SIGSTOP": true}},
+		Judges: []string{"the log verifies and continues every checkpoint", "no credential without a record", "no acknowledged write is lost"},
+	}
 }
 
 // limitOutside reads the counters of limits before the transaction that takes a place, so

@@ -28,6 +28,7 @@ type Config struct {
 	Standby  bool // a synchronous standby, to which the run fails over
 	Workload Workload
 
+	Pace     time.Duration                               // the longest pause of a client between two deeds; zero: none
 	Calm     time.Duration                               // the longest pause between two faults; zero: 2s
 	Only     map[string]bool                             // names of the faults that may strike; nil: all
 	Spare    bool                                        // the process of the first replica never ends
@@ -41,7 +42,7 @@ type Config struct {
 // A Watched is what Observe may look at.
 type Watched struct {
 	Replicas []*cluster.Broker
-	Postgres *cluster.Postgres
+	Postgres func() *cluster.Postgres // the primary; nil: the store is SQLite
 }
 
 // A Result is what a run led to.
@@ -125,7 +126,7 @@ func (r *Result) load(ctx context.Context, c Config, w *world, shared *pool) err
 	for n := range c.Clients {
 		client := &client{
 			name: fmt.Sprintf("c%d", n), random: rand.New(rand.NewPCG(c.Seed, uint64(100+n))),
-			world: w, pool: shared, history: r.History, began: began,
+			world: w, pool: shared, history: r.History, began: began, pace: c.Pace,
 		}
 		clients.Go(func() { client.run(ctx, c.Workload) })
 	}
@@ -137,7 +138,11 @@ func (r *Result) load(ctx context.Context, c Config, w *world, shared *pool) err
 		return w.strike(ctx, &c, r.History, networkFaults, false, rand.New(rand.NewPCG(c.Seed, 11)))
 	})
 	if c.Observe != nil {
-		strikes.Go(func() error { return c.Observe(ctx, &Watched{w.Replicas, w.Postgres}) })
+		watched := &Watched{Replicas: w.Replicas}
+		if c.Postgres {
+			watched.Postgres = w.primary
+		}
+		strikes.Go(func() error { return c.Observe(ctx, watched) })
 	}
 	err := strikes.Wait()
 	cancel()

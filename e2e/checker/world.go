@@ -11,6 +11,7 @@ import (
 	"net/http/cookiejar"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -123,7 +124,11 @@ func newWorld(ctx context.Context, c Config) (w *world, err error) {
 		return w, err
 	}
 	var edited error
-	o := cluster.Options{Binary: c.Binary, Replicas: c.Replicas, Edit: func(_ int, file string) string {
+	dir := filepath.Join(c.Dir, "world")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return w, err
+	}
+	o := cluster.Options{Dir: dir, Binary: c.Binary, Replicas: c.Replicas, Edit: func(_ int, file string) string {
 		file, err := edit(file, w.upstream.at)
 		edited = errors.Join(edited, err)
 		return file

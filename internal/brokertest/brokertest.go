@@ -30,6 +30,7 @@ import (
 	"accessbroker.internal/internal/brokertest/check"
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/internal/service"
+	"accessbroker.internal/internal/storetest"
 	"accessbroker.internal/store"
 )
 
@@ -247,6 +248,10 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 	b.write("key.pem", string(key))
 	text := fmt.Sprintf(operatorFile, address, serve, people, b.adminSocket()) + b.extra.operator
 	text = strings.Replace(text, "attest:\n", b.extra.server+"attest:\n", 1)
+	if storetest.Postgres() {
+		text = strings.Replace(text, "sqlite:broker.db", b.database(), 1)
+		text = strings.Replace(text, "  seal_keys:", "  checkpoint_file: checkpoint\n  seal_keys:", 1)
+	}
 	if b.extra.withoutSVIDs {
 		from, to := strings.Index(text, "  trust_domains:"), strings.Index(text, b.extra.attest)
 		text = strings.Replace(text[:from]+text[to:], `, resource_servers: ["spiffe://acme.test/tickets"]`, "", 1)
@@ -255,6 +260,18 @@ func (b *Broker) configure(address string, providers []Provider) *config.Config 
 	c, err := config.Load(filepath.Join(b.dir, "broker.yaml"), nil)
 	b.must(err)
 	return c
+}
+
+// database returns the URL of the database of PostgreSQL that stands for the file of the
+// broker.
+func (b *Broker) database() string {
+	return storetest.URL(b.t, filepath.Join(b.dir, "broker.db"), func(url string) error {
+		s, err := store.Open(context.Background(), store.Config{URL: url})
+		if err != nil {
+			return err
+		}
+		return s.Close()
+	})
 }
 
 // adminSocket returns the path of the admin socket, which must be short.

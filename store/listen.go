@@ -136,8 +136,11 @@ func (s *Store) listen(ctx context.Context, heard chan<- struct{}, listening cha
 	case listening <- true:
 	}
 	return false, conn.Raw(func(c any) error {
+		listener := c.(*postgresConn).conn
+		// The server does not answer a request to cancel while no statement runs.
+		defer context.AfterFunc(ctx, func() { _ = listener.PgConn().Conn().SetDeadline(time.Now()) })()
 		for {
-			if _, err := c.(*postgresConn).conn.WaitForNotification(ctx); err != nil {
+			if _, err := listener.WaitForNotification(ctx); err != nil {
 				return err
 			}
 			select {

@@ -6,6 +6,7 @@ package brokertest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -113,9 +114,12 @@ type Broker struct {
 	Unlisted *localca.CA
 	Store    *store.Store
 
-	t       testing.TB
-	dir     string
-	extra   files // further than the usual ones
+	t        testing.TB
+	dir      string
+	extra    files     // further than the usual ones
+	external string    // the external URL, if it is not URL
+	replicas []*Broker // that share the database, and the calls of clients
+
 	service *service.Service
 	socket  string // of operators
 	address string
@@ -184,6 +188,9 @@ func startBroker(t testing.TB, log *slog.Logger, extra files, providers ...Provi
 	b.address = l.Addr().String()
 	b.URL = "https://" + b.address
 	b.run(b.configure(l.Addr().String(), providers), l, log)
+	if storetest.Postgres() && os.Getenv(replicasEnv) != "" {
+		b.share(2)
+	}
 	return b
 }
 
@@ -337,7 +344,7 @@ func (b *Broker) restart() {
 // JWT returns a JWT-SVID of a workload for this broker.
 func (b *Broker) JWT(id string) string {
 	b.t.Helper()
-	token, err := b.authorityOf(id).JWTSVID(id, 5*time.Minute, b.URL)
+	token, err := b.authorityOf(id).JWTSVID(id, 5*time.Minute, cmp.Or(b.external, b.URL))
 	b.must(err)
 	b.Secret(token)
 	return token
@@ -392,7 +399,11 @@ func (b *Broker) Bearer(id string) *api.Client {
 func (b *Broker) Anonymous() *api.Client { return b.client(nil) }
 
 func (b *Broker) client(svid *tls.Certificate) *api.Client {
-	return newClient(b.t, b.URL, b.CA, svid)
+	c := newClient(b.t, b.URL, b.CA, svid)
+	if b.replicas != nil {
+		b.balance(c.HTTP.Transport.(*http.Transport))
+	}
+	return c
 }
 
 // newClient returns a client that trusts the authority and shows svid, unless it is

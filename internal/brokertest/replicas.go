@@ -1,34 +1,81 @@
 package brokertest
 
 import (
+	"context"
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/internal/storetest"
 )
 
-// Replicas starts brokers that share a database of PostgreSQL, and skips the test without
+// replicasEnv is the environment variable with which every broker of a test is two replicas
+// on one database of PostgreSQL. Each call of a client reaches the replica that did not have
+// the call before, so that no test relies on a sticky session.
+const replicasEnv = "STORE_TEST_REPLICAS"
+
+// Replicas starts n brokers that share a database of PostgreSQL, and skips the test without
 // one. They have one external URL; each has an address, files and a log of its own.
 func Replicas(t testing.TB, n int, providers ...Provider) []*Broker {
 	t.Helper()
+	return startReplicas(t, n, files{}, providers...)
+}
+
+// startReplicas is Replicas with additions to the files of all.
+func startReplicas(t testing.TB, n int, extra files, providers ...Provider) []*Broker {
+	t.Helper()
 	storetest.OnlyPostgres(t)
-	list := []*Broker{New(t, providers...)}
+	if os.Getenv(replicasEnv) != "" {
+		t.Skip("the replicas of this test are its own")
+	}
+	list := []*Broker{startBroker(t, nil, extra, providers...)}
 	for len(list) < n {
 		list = append(list, list[0].replica())
 	}
 	return list
 }
 
+// balanced returns the brokers as one, whose clients call them in turn.
+func balanced(list []*Broker) *Broker {
+	first := list[0]
+	return &Broker{
+		URL: first.URL, CA: first.CA, Supplier: first.Supplier, Unlisted: first.Unlisted, Store: first.Store,
+		t: first.t, dir: first.dir, extra: first.extra, service: first.service, socket: first.socket, address: first.address, replicas: list,
+	}
+}
+
+// share starts further replicas, to which the clients of b go in turn.
+func (b *Broker) share(n int) {
+	b.t.Helper()
+	b.replicas = []*Broker{b}
+	for len(b.replicas) < n {
+		b.replicas = append(b.replicas, b.replica())
+	}
+}
+
+// balance makes each call of a client to the broker reach the next replica.
+func (b *Broker) balance(transport *http.Transport) {
+	var calls atomic.Int64
+	transport.DisableKeepAlives, transport.ForceAttemptHTTP2 = true, false
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address == b.address {
+			address = b.replicas[calls.Add(1)%int64(len(b.replicas))].address
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}
+}
+
 // replica starts another broker on the database of b, with a copy of its files.
 func (b *Broker) replica() *Broker {
 	b.t.Helper()
-	other := &Broker{t: b.t, dir: b.t.TempDir(), extra: b.extra, CA: b.CA, Supplier: b.Supplier, Unlisted: b.Unlisted}
+	other := &Broker{t: b.t, dir: b.t.TempDir(), extra: b.extra, external: b.URL, CA: b.CA, Supplier: b.Supplier, Unlisted: b.Unlisted}
 	b.copyFiles(other.dir)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	b.must(err)

@@ -79,25 +79,28 @@ type issuance struct {
 	entry   *audit.Entry
 }
 
-func newIssuance(t testing.TB, n int) issuance {
+func newIssuance(t testing.TB, n int) issuance { return newIssuanceAt(t, n, testNow, 10*time.Minute) }
+
+// newIssuanceAt returns an issuance of a time.
+func newIssuanceAt(t testing.TB, n int, at time.Time, ttl time.Duration) issuance {
 	holder := fmt.Sprintf("spiffe://acme.test/agent/a%d", n%1024)
 	r := broker.Request{
-		ID: broker.NewRequestID(testNow), Version: 1, Status: broker.RequestApproved,
+		ID: broker.NewRequestID(at), Version: 1, Status: broker.RequestApproved,
 		Requester: broker.Identity{ID: holder, TrustDomain: "acme.test", Paths: broker.SPIFFEPaths(holder), Kind: broker.KindAgent,
-			Proof: broker.Proof{Method: broker.MethodJWTSVID, SHA256: audit.Digest{1}, Expires: testNow.Add(time.Hour)}, Team: "support", Accountable: []string{"login/ana"}},
+			Proof: broker.Proof{Method: broker.MethodJWTSVID, SHA256: audit.Digest{1}, Expires: at.Add(time.Hour)}, Team: "support", Accountable: []string{"login/ana"}},
 		Entitlement: "tickets-api", Effect: audit.Digest{2}, Scopes: []string{"tickets:comment", "tickets:read"},
-		TTL: 10 * time.Minute, Duration: time.Hour,
+		TTL: ttl, Duration: time.Hour,
 		Decision: broker.Decision{Permit: true, Policies: []string{"agents-tickets"}, Revision: audit.Digest{4}},
-		Created:  testNow, Approved: testNow, CollectUntil: testNow.Add(time.Hour), FirstExpires: testNow.Add(10 * time.Minute),
+		Created:  at, Approved: at, CollectUntil: at.Add(time.Hour), FirstExpires: at.Add(ttl),
 	}
 	l := broker.Lease{
 		ID: broker.LeaseID(r.ID), Request: r.ID, Status: broker.LeaseActive, Holder: holder, Entitlement: r.Entitlement, Issuer: "tickets",
-		Scopes: r.Scopes, Opened: testNow, Expires: testNow.Add(10 * time.Minute), Type: "bearer", Revocation: broker.RevokedAtExpiry,
+		Scopes: r.Scopes, Opened: at, Expires: at.Add(ttl), Type: "bearer", Revocation: broker.RevokedAtExpiry,
 	}
 	r.FirstLease = l.ID
 	record := audit.Record{
 		Kind:     audit.LeaseIssued,
-		Caller:   &audit.Party{ID: holder, Kind: "agent", Method: "jwt-svid", Proof: audit.Digest{1}, Expires: testNow},
+		Caller:   &audit.Party{ID: holder, Kind: "agent", Method: "jwt-svid", Proof: audit.Digest{1}, Expires: at},
 		Request:  &audit.RequestFacts{ID: r.ID.String(), Effect: r.Effect, Entitlement: r.Entitlement, Scopes: r.Scopes, TTL: r.TTL, Duration: r.Duration},
 		Decision: &audit.DecisionFacts{Permit: true, Policies: r.Decision.Policies, Revision: r.Decision.Revision},
 		Lease:    &audit.LeaseFacts{ID: l.ID.String(), Issuer: l.Issuer, Type: l.Type, Expires: l.Expires, Revocation: string(l.Revocation), Credential: audit.Digest{5}},

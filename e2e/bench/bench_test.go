@@ -6,6 +6,7 @@ package bench
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -38,7 +39,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	for name, run := range map[string]func([]string) error{"BENCH_FLOOR": floorMain, "BENCH_RELAY": relayMain} {
+	for name, run := range map[string]func([]string) error{"BENCH_FLOOR": floorMain, "BENCH_FLOOR_POSTGRES": postgresFloorMain, "BENCH_RELAY": relayMain} {
 		if os.Getenv(name) != "" {
 			fmt.Fprintln(os.Stderr, run(os.Args[1:]))
 			os.Exit(1)
@@ -104,7 +105,9 @@ type target struct {
 	address  string
 	cmd      *exec.Cmd
 	requests [][]byte
-	answered int // over all rounds
+	answered int       // over all rounds
+	replicas []*target // whose clients it has, in turn; nil: it is one server
+	database int       // process ID of the database that works for it, too; 0: none
 }
 
 // A kit is the environment of both servers.
@@ -119,6 +122,7 @@ type kit struct {
 	broker    string // the binary
 
 	issuers, entitlements, policies, server, people string // further lines of the files
+	store                                           string // URL; empty: a SQLite file
 }
 
 func newKit(b *testing.B) *kit {
@@ -241,7 +245,7 @@ server:
   bundles: {acme.test: bundle.json}
   workloads:
     - {under: "spiffe://acme.test/agent", kind: agent, team: support, accountable: [login/ana]}
-%[7]sstore: sqlite:broker.db
+%[7]sstore: %[8]s
 policies: policies
 issuers:
   tickets: {token: {audience: "https://tickets.acme.test", resource_servers: ["spiffe://acme.test/tickets"]}}
@@ -293,7 +297,7 @@ func (k *kit) startBroker(name string) *target {
 	k.write(name+"/seal.key", []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))))
 	k.write(name+"/policies/all.cedar", []byte(policy+k.policies))
 	address := freeAddress(k.b)
-	config := k.write(name+"/broker.yaml", fmt.Appendf(nil, operatorFile, k.issuer, address, "info", k.issuers, k.entitlements, k.server, k.people))
+	config := k.write(name+"/broker.yaml", fmt.Appendf(nil, operatorFile, k.issuer, address, "info", k.issuers, k.entitlements, k.server, k.people, cmp.Or(k.store, "sqlite:broker.db")))
 	return k.run(exec.Command(k.broker, "serve", "--config", config), address, "/readyz")
 }
 
@@ -309,7 +313,7 @@ func (k *kit) stop(t *target) {
 // run starts a server, which ends with the benchmark, and waits for it.
 func (k *kit) run(cmd *exec.Cmd, address, probe string) *target {
 	k.b.Helper()
-	log, err := os.Create(filepath.Join(k.dir, filepath.Base(cmd.Path)+".out"))
+	log, err := os.Create(filepath.Join(k.dir, filepath.Base(cmd.Path)+address[strings.LastIndex(address, ":"):]+".out"))
 	if err != nil {
 		k.b.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 func (k *kit) load(m *mode, n int, d time.Duration) result {
 	k.b.Helper()
 	t := m.target
-	before, start := cpuTime(k.b, t.cmd.Process.Pid), time.Now()
+	before, start := t.cpu(k.b), time.Now()
 	stop := start.Add(d)
 	latencies := make([][]time.Duration, n)
 	var all sync.WaitGroup
@@ -26,7 +26,7 @@ func (k *kit) load(m *mode, n int, d time.Duration) result {
 	}
 	all.Wait()
 	r := k.merge(t, latencies, time.Since(start))
-	r.cpu = cpuTime(k.b, t.cmd.Process.Pid) - before
+	r.cpu = t.cpu(k.b) - before
 	return r
 }
 
@@ -49,7 +49,7 @@ func (k *kit) merge(t *target, latencies [][]time.Duration, took time.Duration) 
 // client requests tokens until stop. It does not use net/http because the load shares
 // the machine with the server that it measures.
 func (k *kit) client(m *mode, i, clients int, stop time.Time) (latencies []time.Duration) {
-	c := &connection{k: k, address: m.target.address}
+	c := &connection{k: k, address: m.target.of(i).address}
 	if m.config != nil {
 		c.config = m.config(i)
 	}

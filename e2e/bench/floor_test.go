@@ -58,7 +58,7 @@ func readPublic(path string) (*ecdsa.PublicKey, error) {
 type floor struct {
 	public *ecdsa.PublicKey
 	own    *ecdsa.PrivateKey
-	log    *groupLog
+	log    interface{ append(line []byte) error }
 }
 
 func (f *floor) serve(w http.ResponseWriter, r *http.Request) {

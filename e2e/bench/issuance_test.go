@@ -79,8 +79,8 @@ func BenchmarkIssuance(b *testing.B) {
 	k.count(b, broker)
 }
 
-// compare measures the modes in turns and reports the medians.
-func (k *kit) compare(modes []*mode, clients int) {
+// compare measures the modes in turns, reports the medians and returns the measurements.
+func (k *kit) compare(modes []*mode, clients int) map[*mode][]result {
 	k.b.Helper()
 	measured := map[*mode][]result{}
 	for range turns {
@@ -109,6 +109,7 @@ func (k *kit) compare(modes []*mode, clients int) {
 		}
 		k.b.Log(line)
 	}
+	return measured
 }
 
 func lastRate(list []result) float64 {
@@ -151,7 +152,7 @@ func (k *kit) modes(broker *target, keep, again *mode, prefix string) []*mode {
 
 // remembered returns the requests with the kit's tokens, in turn.
 func remembered(t *target) func(client, clients, n int) []byte {
-	return func(client, clients, n int) []byte { return t.requests[(client+n*clients)%identities] }
+	return func(client, clients, n int) []byte { return t.of(client).requests[(client+n*clients)%identities] }
 }
 
 // freshRequests are requests with tokens that no server has seen.

@@ -54,7 +54,8 @@ type Pruner struct {
 	s       *Store
 	keep    broker.Retention
 	observe func(what string, rows int64)
-	size    int // rows of the next step
+	duty    broker.Hold // one process prunes at a time
+	size    int         // rows of the next step
 }
 
 // NewPruner returns a pruner. It calls observe, if not nil, after each step.
@@ -62,7 +63,7 @@ func (s *Store) NewPruner(keep broker.Retention, observe func(what string, rows 
 	if observe == nil {
 		observe = func(string, int64) {}
 	}
-	return &Pruner{s: s, keep: keep, observe: observe, size: leastStep}
+	return &Pruner{s: s, keep: keep, observe: observe, duty: broker.Alone.Hold(context.Background()), size: leastStep}
 }
 
 // Run prunes every ten minutes until ctx ends.
@@ -73,7 +74,11 @@ func (p *Pruner) Run(ctx context.Context) error {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
 	for {
-		if _, err := p.Prune(ctx, time.Now()); err != nil && ctx.Err() == nil {
+		p.duty = DutiesOf(p.s).Hold(ctx, pruneDuty)
+		_, err := p.Prune(p.duty.Context(), time.Now())
+		lost := p.duty.Context().Err() != nil // another process continues
+		p.duty.End()
+		if err != nil && !lost {
 			p.s.cfg.Log.LogAttrs(ctx, slog.LevelError, "pruning what is no longer kept", slog.Any("err", err))
 		}
 		select {
@@ -162,8 +167,8 @@ func (p *Pruner) walk(ctx context.Context, w *walk) (total int64, err error) {
 // step prunes some rows: of those left for later, or of those after the position. more
 // reports whether there may be others after the last one.
 func (p *Pruner) step(ctx context.Context, w *walk, after []byte, later bool) (n int64, last []byte, more bool, err error) {
-	if held, err := p.claim(ctx); err != nil || !held {
-		return 0, nil, false, err
+	if !p.duty.Has(pruneDuty) {
+		return 0, nil, false, nil
 	}
 	var rows []*prunable
 	var position []byte
@@ -196,9 +201,6 @@ func (p *Pruner) step(ctx context.Context, w *walk, after []byte, later bool) (n
 	}
 	return n, last, more, p.pause(ctx, took)
 }
-
-// claim reports whether this process prunes.
-func (p *Pruner) claim(context.Context) (bool, error) { return true, nil }
 
 func (p *Pruner) adapt(took time.Duration) {
 	switch {

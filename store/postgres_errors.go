@@ -63,8 +63,9 @@ func (s *Store) troubled(err error) {
 	s.unwritable.Store(&words)
 }
 
-// selectReadOnly reports whether a server accepts no writes.
-const selectReadOnly = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on'"
+// selectReadOnly reports whether a server accepts no writes. The connections of readers are
+// read-only themselves, so it reads what the setting is without them.
+const selectReadOnly = "SELECT pg_is_in_recovery() OR (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on'"
 
 // pingShared returns an error if the server can't be reached or accepts no writes.
 func (s *Store) pingShared(ctx context.Context) error {

@@ -87,3 +87,12 @@ func TestConnectErrorsNameNoHost(t *testing.T) {
 		t.Errorf("got %q from %v", got, err)
 	}
 }
+
+// The connections of readers are read-only themselves, which does not make the server so.
+func TestPingAsksTheServer(t *testing.T) {
+	db := postgresPool(t, func(c *postgresConfig) { c.readOnly = true })
+	s := &Store{readers: db}
+	if err := s.pingShared(t.Context()); err != nil {
+		t.Errorf("got %v", err)
+	}
+}

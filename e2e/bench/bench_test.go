@@ -15,6 +15,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -331,10 +332,12 @@ func (k *kit) run(cmd *exec.Cmd, address, probe string) *target {
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := client.Get("https://" + address + probe)
 		if err == nil {
+			answer, _ := io.ReadAll(resp.Body)
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				return t
 			}
+			err = fmt.Errorf("%s: %s", resp.Status, answer)
 		}
 		if time.Now().After(deadline) {
 			text, _ := os.ReadFile(log.Name())

@@ -34,6 +34,7 @@ var ours = map[string][]string{
 	"broker":                    {"audit"},
 	"broker/activity":           {"broker", "audit"},
 	"broker/campaign":           {"broker", "broker/inventory", "audit"},
+	"broker/recovery":           {"broker", "audit"},
 	"broker/inventory":          {"broker", "audit"},
 	"broker/evidence":           {"audit", "internal/strictyaml"},
 	"broker/directory":          {"broker", "audit"},
@@ -78,7 +79,7 @@ var ours = map[string][]string{
 	"internal/outbound":         {},
 	"internal/retryafter":       {},
 	"internal/screen":           {},
-	"internal/service":          {"internal/config", "mcp", "scim", "broker/directory", "server", "server/inbound", "store", "attest", "attest/dpop", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals", "issuers/ldap", "issuers/scim", "broker/membership", "internal/outbound", "broker/campaign"},
+	"internal/service":          {"internal/config", "mcp", "scim", "broker/directory", "server", "server/inbound", "store", "attest", "attest/dpop", "policy", "issuers/token", "issuers/vault", "issuers/aws", "notify", "tickets", "audit", "broker", "broker/inventory", "broker/session", "broker/supplier", "broker/signal", "signals", "issuers/ldap", "issuers/scim", "broker/membership", "internal/outbound", "broker/campaign", "broker/recovery"},
 	"internal/softkey":          {},
 	"internal/strictyaml":       {},
 	"internal/visible":          {},
@@ -111,7 +112,7 @@ var rooms = map[string][]string{
 	"github.com/spf13/cobra":                 {"cmd/broker"},
 	"github.com/goccy/go-yaml":               {"internal/strictyaml", "policy", "internal/config"}, // the last two walk the tree
 	"golang.org/x/time":                      {"tickets", "server", "broker"},
-	"golang.org/x/sync":                      {"broker", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
+	"golang.org/x/sync":                      {"broker", "broker/recovery", "attest", "issuers/vault", "notify", "cmd/broker", "internal/service", "internal/devworld", "internal/brokertest"},
 	"github.com/modelcontextprotocol/go-sdk": {"mcp"},
 	"github.com/google/jsonschema-go":        {"mcp"}, // the SDK's schemas
 	"github.com/go-ldap/ldap":                {"issuers/ldap"},

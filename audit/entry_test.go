@@ -39,6 +39,7 @@ func fullRecord() Record {
 		End:        &EndFacts{How: "returned", Reason: digest(10), ValidUntil: someTime, Fact: "person login/ana", Cause: "ended"},
 		Rules:      &RulesFacts{Revision: digest(11), Files: map[string]Digest{"b.cedar": digest(12), "política.cedar": digest(13)}},
 		Key:        &KeyFacts{ID: "k", Purpose: "token", Algorithm: "ES256", Public: digest(14)},
+		Recovery:   &RecoveryFacts{Since: someTime, Until: someTime, Issuer: "vault", Target: "accessor", Outcome: "revoked", Sessions: 3, Found: 2, Ended: 1},
 		Log:        &LogFacts{Origin: "broker.test/log/abcdefgh", Previous: "a\n1\nb\n"},
 		Block:      &BlockFacts{Selector: "under spiffe://acme.test/agent", Reason: digest(15)},
 		Directory:  &DirectoryFacts{Source: "scim:corp", ID: "usr_1", Op: "changed", Person: "login/ana", Active: true, Manager: "login/bo", Changed: []string{"active"}, Name: digest(20), Added: []string{"login/ana"}, Removed: []string{"login/bo"}, Memberships: []string{"dba scim:corp"}, Expires: someTime},

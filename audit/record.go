@@ -87,6 +87,10 @@ const (
 	CampaignRestored  Kind = "campaign.restored"  // another person approved it
 
 	RetentionPruned Kind = "retention.pruned" // rows that the operator keeps no longer were deleted, or their texts erased
+
+	RecoveryStarted  Kind = "recovery.started"  // this log follows one that lost records; see Recovery
+	RecoveryFound    Kind = "recovery.found"    // a credential whose records are lost, and what ended it
+	RecoveryFinished Kind = "recovery.finished" // every issuer was searched, and everything found was ended
 )
 
 // Kinds returns every kind, grouped by subject.
@@ -101,7 +105,7 @@ func Kinds() []Kind {
 		SupplierAssessed, SupplierEnding, ExtensionRequested, ExtensionApproved, ExtensionDenied,
 		CampaignStarted, CampaignAssigned, CampaignDecided, CampaignDropped, CampaignDisabled, CampaignReminded, CampaignEscalated,
 		CampaignClosed, CampaignRestoring, CampaignRestored,
-		RetentionPruned,
+		RetentionPruned, RecoveryStarted, RecoveryFound, RecoveryFinished,
 	}
 }
 
@@ -130,6 +134,7 @@ type Record struct {
 	Log        *LogFacts
 	Membership *MembershipFacts
 	Passkey    *PasskeyFacts
+	Recovery   *RecoveryFacts
 	Signature  *SignatureFacts // by the caller's passkey, of the approval, the verdict or the voucher
 	Block      *BlockFacts
 	Signal     *SignalFacts
@@ -401,6 +406,19 @@ type SignalFacts struct {
 	Events      int64  // number of events that a person decided on
 	Leases      int64  // number of leases that the events of a minute would end, this one included
 	People      int64  // number of people whom they name
+}
+
+// RecoveryFacts describe what is done about records that are lost because the database was
+// restored to an earlier time.
+type RecoveryFacts struct {
+	Since    time.Time // the last record that is left
+	Until    time.Time // when the new log was opened: what happened between the two is lost
+	Issuer   string    // that was searched
+	Target   string    // of a credential: whose it is in the issuer's system
+	Outcome  string    // of a credential: revoked, accepted, at_expiry, unknown
+	Sessions int64     // of people, which were ended
+	Found    int64     // number of credentials that were found
+	Ended    int64     // number of these that were ended
 }
 
 // RulesFacts identify the rules in force by their content.

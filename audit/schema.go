@@ -67,6 +67,7 @@ func (r *Record) fields(c *codec) {
 	sub(c, "membership", &r.Membership, (*MembershipFacts).fields)
 	sub(c, "passkey", &r.Passkey, (*PasskeyFacts).fields)
 	sub(c, "pruned", &r.Pruned, (*PrunedFacts).fields)
+	sub(c, "recovery", &r.Recovery, (*RecoveryFacts).fields)
 	sub(c, "request", &r.Request, (*RequestFacts).fields)
 	sub(c, "rules", &r.Rules, (*RulesFacts).fields)
 	sub(c, "signal", &r.Signal, (*SignalFacts).fields)
@@ -223,6 +224,17 @@ func (f *KeyFacts) fields(c *codec) {
 	c.text("id", &f.ID, maxName)
 	c.digest("public", &f.Public)
 	c.text("purpose", &f.Purpose, maxWord)
+}
+
+func (f *RecoveryFacts) fields(c *codec) {
+	c.number("ended", &f.Ended)
+	c.number("found", &f.Found)
+	c.text("issuer", &f.Issuer, maxName)
+	c.text("outcome", &f.Outcome, maxWord)
+	c.number("sessions", &f.Sessions)
+	c.time("since", &f.Since)
+	c.text("target", &f.Target, maxID)
+	c.time("until", &f.Until)
 }
 
 func (f *LogFacts) fields(c *codec) {

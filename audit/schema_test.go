@@ -50,6 +50,7 @@ func TestBoundsFitIntoALeaf(t *testing.T) {
 		func(c *codec) { sub(c, "campaign", &r.Campaign, (*CampaignFacts).fields) },
 		func(c *codec) { sub(c, "call", &r.Call, (*CallFacts).fields) },
 		func(c *codec) { sub(c, "pruned", &r.Pruned, (*PrunedFacts).fields) },
+		func(c *codec) { sub(c, "recovery", &r.Recovery, (*RecoveryFacts).fields) },
 	}
 	largest := 0
 	for _, fields := range alternatives {
@@ -73,7 +74,7 @@ func TestLargestRecordFitsIntoALeaf(t *testing.T) {
 	r.Request.Accountable = long(maxAccountable)
 	r.Request.Scopes, r.Approval.Scopes, r.Lease.Scopes = long(maxScopes), long(maxScopes), long(maxScopes)
 	r.Decision.Policies, r.Decision.Approvals, r.Approval.Groups = long(maxPolicies), long(maxGroups), long(maxGroups)
-	r.Fact, r.Directory, r.Rules, r.Campaign, r.Call, r.Pruned = nil, nil, nil, nil, nil, nil
+	r.Fact, r.Directory, r.Rules, r.Campaign, r.Call, r.Pruned, r.Recovery = nil, nil, nil, nil, nil, nil, nil
 	r.Log.Previous, r.Block.Selector = strings.Repeat("x", maxNote), strings.Repeat("x", maxSelector)
 	if n := len(mustEntry(t, r).Leaf()); n < MaxLeaf/2 || n > MaxLeaf {
 		t.Errorf("got %d bytes, want between %d and %d", n, MaxLeaf/2, MaxLeaf)

@@ -132,6 +132,8 @@ func (r *Record) ending(t *Traits) {
 		}
 	case r.Block != nil:
 		t.About = firstWord(r.Block.Selector)
+	case r.Recovery != nil:
+		t.Outcome = r.Recovery.Outcome
 	case r.Key != nil:
 		t.About = r.Key.Purpose
 	case r.Pruned != nil:

@@ -47,6 +47,10 @@ type Config struct {
 	RevisionGrace time.Duration
 	Adoption      Adoption
 
+	// Restored is when the log was opened that follows one that lost records; zero: none does.
+	// A token from before is no longer accepted: its end may be among the lost records.
+	Restored time.Time
+
 	// MaxPending bounds the pending requests of one identity; zero means 20.
 	MaxPending int
 

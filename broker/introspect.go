@@ -60,7 +60,7 @@ func Accept(ctx context.Context, b *Broker, inspector Inspector, token string, a
 // inForce reports whether a lease is active, nothing blocks it, and the tokens that were
 // exchanged for its are active too.
 func (b *Broker) inForce(ctx context.Context, l *Lease, e *Entitlement, at time.Time) bool {
-	return l.State(at) == LeaseActive && !b.blocked(ctx, l, e) && b.chainHolds(ctx, l, at)
+	return l.State(at) == LeaseActive && l.Opened.After(b.cfg.Restored) && !b.blocked(ctx, l, e) && b.chainHolds(ctx, l, at)
 }
 
 // inspect returns the lease of a token; nil if no issuer of ours signed it. The caller

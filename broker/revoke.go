@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"strings"
+	"time"
 )
 
 // Revoke ends a lease: its holder returns it, or a person or operator whom
@@ -30,6 +31,15 @@ func (b *Broker) Revoke(ctx context.Context, caller Caller, id LeaseID, reason s
 		return nil, err
 	}
 	return b.Lease(ctx, caller, id)
+}
+
+// EndRestored ends a token of the broker that was issued before the database was restored to an
+// earlier time.
+func EndRestored(ctx context.Context, b *Broker, l *Lease, now time.Time) error {
+	if !l.Live(now) || l.Status == LeaseRevoking {
+		return nil
+	}
+	return b.reaper.endLease(ctx, l, EndRevoked, Identity{}, "the database was restored to an earlier time: the record of this token's end may be lost", now)
 }
 
 // Abandon closes a lease whose issuer is gone for good, so that its revocation is

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -232,6 +233,9 @@ func (s *StatusLists) Marks(ctx context.Context, id StatusListID, now time.Time)
 	}
 	if !now.Before(list.Expires) {
 		return nil, ErrNotFound
+	}
+	if !list.Opened.After(s.b.cfg.Restored) { // which tokens it has may be lost, and all of them have ended
+		return &StatusMarks{Bits: bytes.Repeat([]byte{0xff}, StatusListSize/8)}, nil
 	}
 	others, err := s.refusedPlaces(ctx, list, now)
 	if err != nil {

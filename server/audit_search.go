@@ -132,7 +132,7 @@ type kindChoice struct{ Name, Title string }
 // subjectTitles are the names of the groups of kinds, in the order of audit.Kinds.
 var subjectTitles = map[string]string{
 	"log": "Logs", "policy": "Policies", "key": "Keys", "request": "Requests", "approval": "Votes", "review": "Reviews", "session": "Logins and logouts",
-	"passkey": "Passkeys", "collect": "Refused collections", "lease": "Credentials", "fact": "Facts that access rests on", "signal": "Security events held for a person", "directory": "Provisioned users and groups", "supplier": "Suppliers", "extension": "Extensions of contracts", "block": "Kill switch and blocks", "membership": "Memberships", "campaign": "Access reviews", "retention": "Retention",
+	"passkey": "Passkeys", "collect": "Refused collections", "lease": "Credentials", "fact": "Facts that access rests on", "signal": "Security events held for a person", "directory": "Provisioned users and groups", "supplier": "Suppliers", "extension": "Extensions of contracts", "block": "Kill switch and blocks", "membership": "Memberships", "campaign": "Access reviews", "retention": "Retention", "recovery": "Recovery after a restore",
 }
 
 // kindChoices returns the kinds, grouped by their subject.

@@ -270,6 +270,7 @@ func (f *fielder) rest(r *audit.Record) {
 	f.campaign(r.Campaign)
 	f.signal(r.Signal)
 	f.pruned(r.Pruned)
+	f.recovery(r.Recovery)
 	f.supplier(r.Supplier)
 	if x := r.Fact; x != nil {
 		f.group("Fact")

@@ -30,6 +30,7 @@ var kindTitles = map[audit.Kind]string{
 	audit.CampaignStarted: "Access review started", audit.CampaignAssigned: "Review item assigned anew", audit.CampaignDecided: "Review item decided", audit.CampaignDropped: "Review item gone from the rules",
 	audit.CampaignDisabled: "Disabled because no one reviewed it", audit.CampaignReminded: "Reviewers reminded", audit.CampaignEscalated: "Access review escalated", audit.CampaignClosed: "Access review closed",
 	audit.CampaignRestoring: "Restoring of access requested", audit.CampaignRestored: "Access restored",
+	audit.RecoveryStarted: "Recovery after a restore started", audit.RecoveryFound: "Credential without records found", audit.RecoveryFinished: "Recovery after a restore finished",
 }
 
 // kindTitle returns the name of a kind; of a later version's kind, the kind itself.
@@ -91,9 +92,12 @@ var sentences = map[audit.Kind]func(r *audit.Record) string{
 	audit.SignalDiscarded: func(r *audit.Record) string {
 		return by(r) + " discarded the held events of " + transmitterOf(r) + eventsOf(r) + "."
 	},
-	audit.RetentionPruned: sayPruned,
-	audit.BlockPlaced:     func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
-	audit.BlockLifted:     func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
+	audit.RetentionPruned:  sayPruned,
+	audit.RecoveryStarted:  sayRecovery,
+	audit.RecoveryFound:    sayFound,
+	audit.RecoveryFinished: sayRecovered,
+	audit.BlockPlaced:      func(r *audit.Record) string { return by(r) + " blocked " + blockOf(r) + "." },
+	audit.BlockLifted:      func(r *audit.Record) string { return by(r) + " lifted the block of " + blockOf(r) + "." },
 
 	audit.MembershipClaimed:  sayMembership,
 	audit.MembershipReleased: sayMembership,

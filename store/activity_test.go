@@ -339,7 +339,7 @@ func TestActivityOfAnEarlierVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.NewEpoch(t.Context(), "next", testPublic, key, first); err != nil {
+	if err := s.NewEpoch(t.Context(), "next", testPublic, key, first, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	appendActivity(t, s, &now)

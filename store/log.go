@@ -25,6 +25,8 @@ type epoch struct {
 	key            *broker.SigningKey
 	first          *audit.Entry
 	successor      bool // it must follow another log
+	recovery       *broker.Recovery
+	second         *audit.Entry
 }
 
 // ErrLogOpen means that the database already has a log.
@@ -34,13 +36,18 @@ var ErrLogOpen = errors.New("the database has a log already")
 // sealed private key and its first record, in one transaction. Nothing can be
 // appended before. It returns ErrLogOpen if there is a log.
 func (s *Store) OpenLog(ctx context.Context, origin, public string, key *broker.SigningKey, first *audit.Entry) error {
-	return s.submit(&member{ctx: ctx, epoch: &epoch{origin, public, key, first, false}})
+	return s.submit(&member{ctx: ctx, epoch: &epoch{origin: origin, public: public, key: key, first: first}})
 }
 
 // NewEpoch closes the log and opens another, whose first record should name
-// the last checkpoint of the old one. The old log stays in the database.
-func (s *Store) NewEpoch(ctx context.Context, origin, public string, key *broker.SigningKey, first *audit.Entry) error {
-	return s.submit(&member{ctx: ctx, epoch: &epoch{origin, public, key, first, true}})
+// the last checkpoint of the old one. The old log stays in the database. In the same
+// transaction, every session ends, because its end may be among the records that are lost,
+// and the recovery begins, with its record.
+func (s *Store) NewEpoch(ctx context.Context, origin, public string, key *broker.SigningKey, first *audit.Entry, r *broker.Recovery, started *audit.Entry) error {
+	if r != nil {
+		r.RecoveryKey = broker.RecoveryKey(s.Head().Epoch + 1)
+	}
+	return s.submit(&member{ctx: ctx, epoch: &epoch{origin, public, key, first, true, r, started}})
 }
 
 // open begins a new log. Its times continue those of the old one.
@@ -57,7 +64,20 @@ func (g *group) open(ctx context.Context, e *epoch) error {
 	}
 	g.head = Head{Epoch: g.head.Epoch + 1, Time: g.head.Time}
 	g.tree = &audit.Tree{}
-	g.join(&updateTx{rows: []*row{key}, entries: []*audit.Entry{e.first}})
+	tx := &updateTx{rows: []*row{key}, entries: []*audit.Entry{e.first}}
+	if e.recovery != nil {
+		recovery := g.w.scratch.row()
+		if err := recovery.encode(e.recovery, &g.w.scratch); err != nil {
+			return err
+		}
+		tx.rows, tx.entries = append(tx.rows, recovery), append(tx.entries, e.second)
+		for _, clear := range []string{"DELETE FROM sessions", "DELETE FROM logins"} {
+			if err := g.w.exec(ctx, clear); err != nil {
+				return err
+			}
+		}
+	}
+	g.join(tx)
 	return g.w.exec(ctx, "INSERT INTO logs (epoch, origin, public) VALUES (?, ?, ?)", g.head.Epoch, e.origin, e.public)
 }
 

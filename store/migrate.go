@@ -88,7 +88,7 @@ const migration12 = carriedTables + usedTables
 
 // migration13 adds what retention and several processes need, each next to the code that uses
 // it.
-const migration13 = retentionTables
+const migration13 = retentionTables + recoveryTables
 
 // fills are the parts of a migration that SQL cannot do, by version.
 var fills = map[int]func(context.Context, *sql.Tx) error{5: fillNotices, 9: fillPeople}

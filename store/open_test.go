@@ -264,7 +264,7 @@ func newEpoch(ctx context.Context, s *Store, origin, public string) error {
 	if err != nil {
 		return err
 	}
-	return s.NewEpoch(ctx, origin, public, &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: origin}}, first)
+	return s.NewEpoch(ctx, origin, public, &broker.SigningKey{ID: broker.SigningKeyID{Purpose: "log", ID: origin}}, first, nil, nil)
 }
 
 // Commits wait for the disk unless a test asks for the opposite.

@@ -112,6 +112,10 @@ func newRow(key broker.Key) (broker.Row, error) {
 		return &broker.SuspensionRow{SuspensionKey: k}, nil
 	case broker.StatusListID:
 		return &broker.StatusList{ID: k}, nil
+	case broker.RecoveryKey:
+		return &broker.Recovery{RecoveryKey: k}, nil
+	case broker.OrphanKey:
+		return &broker.Orphan{OrphanKey: k}, nil
 	}
 	if r := directoryRow(key); r != nil {
 		return r, nil
@@ -178,7 +182,7 @@ func rowFields(r broker.Row, c *coder) error {
 	case *broker.StatusList:
 		c.fields(&r.Opened, &r.Closes, &r.Expires)
 	default:
-		if directoryFields(r, c) {
+		if directoryFields(r, c) || recoveryFields(r, c) {
 			return nil
 		}
 		return fmt.Errorf("a row of type %T has no table", r)

@@ -48,6 +48,8 @@ const (
 	reviewItems
 	suspensions
 	statusLists
+	recoveries
+	orphans
 	tableCount
 )
 
@@ -91,6 +93,9 @@ var tables = [tableCount]struct {
 	reviewItems:    {"review_items", 20, []string{"permission", "status", "reviewer"}},
 	suspensions:    {"suspensions", 0, []string{"live"}},
 	statusLists:    {"status_lists", 16, []string{"expires"}},
+
+	recoveries: {"recoveries", 0, nil},
+	orphans:    {"orphans", 0, []string{"due"}},
 }
 
 // A row is a broker.Row as it is stored.
@@ -189,6 +194,10 @@ func locate(key broker.Key) (table, []byte, error) {
 		return suspensions, joined(string(k.Kind), k.Name), nil
 	case broker.StatusListID:
 		return statusLists, k[:], nil
+	case broker.RecoveryKey:
+		return recoveries, recoveryID(k), nil
+	case broker.OrphanKey:
+		return orphans, joined(k.Issuer, k.Target), nil
 	}
 	if t, id, ok := locateDirectory(key); ok {
 		return t, id, nil
@@ -285,6 +294,8 @@ func extraColumns(r broker.Row) []any {
 		return []any{ifTrue(r.Lifted.IsZero())}
 	case *broker.StatusList:
 		return []any{ceilMillis(r.Expires)}
+	case *broker.Orphan:
+		return []any{orNull(r.Due)}
 	}
 	return nil
 }
@@ -444,7 +455,7 @@ func (t table) key(id []byte) (broker.Key, error) {
 	case t == signingKeys && len(parts) == 2:
 		return broker.SigningKeyID{Purpose: parts[0], ID: parts[1]}, nil
 	}
-	return nil, fmt.Errorf("an id of %s has %d parts", tables[t].name, len(parts))
+	return recoveryKey(t, parts)
 }
 
 // split returns the texts of an id: the reverse of joined.

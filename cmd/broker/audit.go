@@ -24,10 +24,10 @@ func (a *app) auditCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "audit",
 		Short: "Verify and read the audit log offline, or search it in a running broker",
-		Args:  exactly(0, "a command: verify, show, search, approvers, export or new-epoch"),
+		Args:  exactly(0, "a command: verify, show, search, approvers, export, new-epoch or recovery"),
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.auditVerifyCommand(), a.auditShowCommand(), a.auditSearchCommand(), a.auditApproversCommand(), a.auditExportCommand(), a.newEpochCommand())
+	c.AddCommand(a.auditVerifyCommand(), a.auditShowCommand(), a.auditSearchCommand(), a.auditApproversCommand(), a.auditExportCommand(), a.newEpochCommand(), a.recoveryCommand())
 	return c
 }
 

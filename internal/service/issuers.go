@@ -61,7 +61,7 @@ func (s *Service) openIssuer(name string, c config.Issuer) (broker.Issuer, error
 
 func (s *Service) openVault(name string, c *config.VaultIssuer) (*vault.Issuer, error) {
 	cfg := vault.Config{
-		Name: name, Address: c.Address, Namespace: c.Namespace, TokenRole: c.TokenRole, Log: s.log,
+		Name: name, Address: c.Address, Namespace: c.Namespace, TokenRole: c.TokenRole, Broker: s.config.ExternalURL.String(), Log: s.log,
 		TLS: &tls.Config{MinVersion: tls.VersionTLS12},
 	}
 	if c.TokenFile != "" {

@@ -183,7 +183,7 @@ func TestNewEpochCreatesNoDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := files(t, w.Path(""))
-	if _, err := service.NewEpoch(t.Context(), c); err == nil || !strings.Contains(err.Error(), "there is no database") {
+	if _, err := service.NewEpoch(t.Context(), c, nil, false); err == nil || !strings.Contains(err.Error(), "there is no database") {
 		t.Errorf("got %v", err)
 	}
 	if after := files(t, w.Path("")); !slices.Equal(after, before) {

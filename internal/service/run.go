@@ -30,6 +30,7 @@ func (s *Service) Run(ctx context.Context) error {
 	for _, run := range append(s.loops, s.store.Run, s.broker.Run, s.outbox.Run, s.keys.Run, s.publisher.Run, s.trust.Run, s.tickets.Run, s.sweep, returnMemory, s.follow, s.announce,
 		s.alone("suppliers", nil, s.suppliers.Run),
 		s.alone("retention", nil, s.store.NewPruner(s.config.Retention, s.metrics.Pruned).Run),
+		s.alone("recovery", nil, s.recovery.Run),
 		s.alone("access reviews", s.campaigns.Resume, s.campaigns.Run),
 	) {
 		background.Go(func() error {

@@ -30,6 +30,7 @@ import (
 	"accessbroker.internal/broker/directory"
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/broker/membership"
+	"accessbroker.internal/broker/recovery"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/broker/signal"
 	"accessbroker.internal/broker/supplier"
@@ -100,6 +101,7 @@ type Service struct {
 	transmitters []*signals.Transmitter
 	tickets      *tickets.Watcher
 	campaigns    *campaign.Manager
+	recovery     *recovery.Manager
 	metrics      *server.Metrics
 	server       *server.Server
 	loops        []func(context.Context) error // of issuers
@@ -284,6 +286,9 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if s.shared {
 		cfg.Replica, cfg.RevisionGrace = s.replica, s.config.Replicas.RevisionGrace
 	}
+	if cfg.Restored, err = s.restored(ctx); err != nil {
+		return err
+	}
 	if s.directory != nil {
 		cfg.Directory = s.directory
 	}
@@ -315,6 +320,7 @@ func (s *Service) openBroker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.openRecovery(list)
 	if s.directory != nil {
 		s.directory.Connect(s.broker.Facts)
 	}

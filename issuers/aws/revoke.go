@@ -47,6 +47,9 @@ type denial struct {
 	Role    string `json:"role"`              // its name, without the path
 	Account string `json:"account,omitempty"` // empty in old handles
 	Deny    Deny   `json:"deny"`
+
+	Since *time.Time `json:"since,omitempty"` // of DenyLost: when the sessions were issued
+	Until *time.Time `json:"until,omitempty"`
 }
 
 // denial returns the handle for the role's sessions; nil if they are not denied.
@@ -56,7 +59,7 @@ func (s *Spec) denial() []byte {
 	}
 	_, path, _ := strings.Cut(s.role.RoleARN, ":role/")
 	name := path[strings.LastIndexByte(path, '/')+1:]
-	text, _ := json.Marshal(denial{name, accountOf(s.role.RoleARN), s.role.Revoke}) // strings always marshal
+	text, _ := json.Marshal(denial{Role: name, Account: accountOf(s.role.RoleARN), Deny: s.role.Revoke}) // strings always marshal
 	return text
 }
 
@@ -113,6 +116,10 @@ func (a *Issuer) revoke(ctx context.Context, l broker.Lease, d denial) error {
 	var err error
 	outcome := broker.ErrQueued
 	switch {
+	case d.Deny == DenyLost:
+		if err = a.denyLost(ctx, d, over); over {
+			outcome = broker.ErrNotRevocable
+		}
 	case over && d.Deny == DenySession:
 		// The policy has served its purpose and takes up space.
 		err, outcome = a.undeny(ctx, d.Role, denySessionPrefix+l.ID.String()), broker.ErrNotRevocable
@@ -137,10 +144,14 @@ func (a *Issuer) revoke(ctx context.Context, l broker.Lease, d denial) error {
 // deny adds an inline policy to a role. Adding it again after a lost answer
 // changes nothing.
 func (a *Issuer) deny(ctx context.Context, role, name, operator, key, value string) error {
+	return a.denyIf(ctx, role, name, map[string]any{operator: map[string]string{key: value}})
+}
+
+func (a *Issuer) denyIf(ctx context.Context, role, name string, condition map[string]any) error {
 	document, err := json.Marshal(map[string]any{
 		"Version": "2012-10-17",
 		"Statement": []any{map[string]any{
-			"Effect": "Deny", "Action": "*", "Resource": "*", "Condition": map[string]any{operator: map[string]string{key: value}},
+			"Effect": "Deny", "Action": "*", "Resource": "*", "Condition": condition,
 		}},
 	})
 	if err != nil {
@@ -269,7 +280,7 @@ var roleName = regexp.MustCompile(`^[\w+=,.@-]{1,64}$`)
 // denialOf returns the denial in a lease's handle, if this issuer can carry it
 // out. In another account it would deny the sessions of a role of the same name.
 func (a *Issuer) denialOf(l broker.Lease) (d denial, ok bool) {
-	if json.Unmarshal(l.Handle, &d) != nil || !roleName.MatchString(d.Role) || d.Deny != DenySession && d.Deny != DenyRole {
+	if json.Unmarshal(l.Handle, &d) != nil || !roleName.MatchString(d.Role) || d.Deny != DenySession && d.Deny != DenyRole && d.Deny != DenyLost {
 		return d, false
 	}
 	return d, d.Account == "" || a.cfg.Revoker == "" || d.Account == accountOf(a.cfg.Revoker)

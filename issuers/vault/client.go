@@ -54,16 +54,22 @@ func repeats(ctx context.Context, resp *http.Response, err error) (bool, error) 
 }
 
 func newTransport(cfg *tls.Config) http.RoundTripper {
-	return bounded{&http.Transport{
+	return bounded{most: maxAnswer, RoundTripper: &http.Transport{
 		TLSClientConfig: cfg, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 32,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
 	}}
 }
 
-const maxAnswer = 1 << 20 // bytes
+const (
+	maxAnswer = 1 << 20 // bytes
+	maxList   = 64 << 20
+)
 
-// bounded limits answers to maxAnswer bytes.
-type bounded struct{ http.RoundTripper }
+// bounded limits the size of answers.
+type bounded struct {
+	http.RoundTripper
+	most int64
+}
 
 func (t bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := t.RoundTripper.RoundTrip(r)
@@ -71,7 +77,7 @@ func (t bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 		resp.Body = struct {
 			io.Reader
 			io.Closer
-		}{io.LimitReader(resp.Body, maxAnswer), resp.Body}
+		}{io.LimitReader(resp.Body, t.most), resp.Body}
 	}
 	return resp, err
 }

@@ -16,6 +16,7 @@ import (
 type request struct {
 	path string
 	data map[string]any // nil: the path is read
+	list bool           // the path is listed
 	wrap time.Duration  // TTL of the wrapping token; zero: the answer is not wrapped
 	late time.Duration  // by how much the credential may outlive its lease
 }
@@ -124,9 +125,12 @@ func sendOnce(ctx context.Context, c *api.Client, as access, r request) (*answer
 		a.ahead, a.index, status, retry = clockAhead(p), p.Header.Get(api.HeaderIndex), p.StatusCode, retryafter.Parse(p.Header)
 	}).Logical()
 	var err error
-	if r.data == nil {
+	switch {
+	case r.list:
+		a.Secret, err = logical.ListWithContext(ctx, r.path)
+	case r.data == nil:
 		a.Secret, err = read(ctx, logical, r.path)
-	} else {
+	default:
 		a.Secret, err = logical.WriteWithContext(ctx, r.path, r.data)
 	}
 	var response *api.ResponseError

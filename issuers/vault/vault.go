@@ -31,6 +31,7 @@ type Config struct {
 	TLS       *tls.Config // nil: the system's roots, no client certificate
 	Login     Login
 	TokenRole string // the role in auth/token/roles/ under which lease tokens are created
+	Broker    string // identifies this broker in the metadata of lease tokens; others may use the same Vault
 	Log       *slog.Logger
 }
 
@@ -44,6 +45,7 @@ type Issuer struct {
 	at      string      // identifies the Vault in handles
 	once    *api.Client // sends each request once, for requests that create a credential
 	retries *api.Client // retries, for requests that are idempotent
+	lists   *api.Client // the same, for answers that may be long
 	session *session
 
 	unlisted sync.Map // PKI mounts that refused to revoke by serial number; each is logged once
@@ -70,6 +72,9 @@ func New(cfg Config) (*Issuer, error) {
 		return nil, err
 	}
 	if v.retries, err = newClient(cfg, transport, 2); err != nil {
+		return nil, err
+	}
+	if v.lists, err = newClient(cfg, bounded{transport.(bounded).RoundTripper, maxList}, 2); err != nil {
 		return nil, err
 	}
 	v.session = &session{login: cfg.Login, client: v.retries, log: cfg.Log, name: cfg.Name}
@@ -152,7 +157,7 @@ func (v *Issuer) createToken(ctx context.Context, spec *Spec, l *broker.Lease, t
 	a, err := v.own(ctx, v.once, request{path: "auth/token/create/" + v.cfg.TokenRole, data: map[string]any{
 		"policies": spec.policies(l), "no_default_policy": true, "type": "service", "renewable": false,
 		"ttl": ttlText(ttl), "explicit_max_ttl": ttlText(ttl), "display_name": l.ID.String(),
-		"meta": map[string]string{"lease": l.ID.String(), "request": l.Request.String(), "entitlement": l.Entitlement, "holder": l.Holder},
+		"meta": map[string]string{"lease": l.ID.String(), "request": l.Request.String(), "entitlement": l.Entitlement, "holder": l.Holder, "broker": v.cfg.Broker, "issuer": v.cfg.Name},
 	}})
 	if err == nil && a.Auth == nil {
 		err = errUnreadable

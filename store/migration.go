@@ -85,7 +85,11 @@ func fileVersion(ctx context.Context, path string) (version int, err error) {
 	if !isDatabaseFileAt(path) {
 		return 0, nil
 	}
-	db, err := sql.Open(driverName, dsn(path, "ro", "query_only(1)"))
+	name := dsn(path, "ro", "query_only(1)")
+	if !inUse(path) {
+		name += "&immutable=1" // so that SQLite creates no files next to it
+	}
+	db, err := sql.Open(driverName, name)
 	if err != nil {
 		return 0, err
 	}

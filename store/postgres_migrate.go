@@ -156,6 +156,14 @@ func tablesUntil(version int) (list []string) {
 			texts = append(texts, postgresMigrations[v])
 		}
 	}
+	return tablesOf(texts)
+}
+
+// commonTables returns the tables that both databases have.
+func commonTables() []string { return tablesOf(migrations) }
+
+// tablesOf returns the tables that migrations leave, sorted.
+func tablesOf(texts []string) (list []string) {
 	for _, text := range texts {
 		for _, m := range changesTables.FindAllStringSubmatch(text, -1) {
 			if m[1] == "CREATE" {

@@ -126,6 +126,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 }
 
 func (s *Store) open(ctx context.Context, path string) (err error) {
+	if err := checkMoved(path); err != nil {
+		return err
+	}
 	if err := s.lockAndLook(path); err != nil {
 		return err
 	}

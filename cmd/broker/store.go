@@ -17,7 +17,7 @@ func (a *app) storeCommand() *cobra.Command {
 		Args:  exactly(0, "a command: migrate or copy"),
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.storeMigrateCommand())
+	c.AddCommand(a.storeMigrateCommand(), a.storeCopyCommand())
 	return c
 }
 

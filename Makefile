@@ -93,7 +93,13 @@ fuzz-short: ## run every fuzz target on 1,000 inputs, from its kept corpus
 # shuffled order and of the test.
 SOAK       ?= 30m
 CRASH_LOOP ?= 5m
-soak: ## repeat the tests that draw at random, shuffled, with the race detector, for SOAK (30m)
+
+# Before them, for CHECKER_SOAK (1h), the checker of package e2e/checker: three replicas on
+# PostgreSQL under load and faults, whose memory, goroutines, open files and connections
+# to the database must stay flat.
+CHECKER_SOAK ?= 1h
+soak: ## the checker for an hour, then the tests that draw at random, shuffled, with the race detector, for SOAK (30m)
+	cd e2e && CHECKER_SOAK=$(CHECKER_SOAK) $(GO) test -count=1 -timeout 0 -v -run '^TestSoak$$' ./checker
 	@timeout $(SOAK) sh -c 'n=0; while $(GO) test $(RACE) -shuffle=on -count=1 ./broker/... ./store/... ./audit/... ./policy/... ./issuers/... && \
 		(cd e2e && CRASH_LOOP=$(CRASH_LOOP) LEAK_SECRETS=1000 LEAK_CALLS=100000 $(GO) test -count=1 -timeout 0 -run "^(TestCrashLoop|TestLeakHunt)\$$" .); do \
 		n=$$((n+1)); echo "soak: run $$n passed"; done; exit 1'; \

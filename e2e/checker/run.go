@@ -80,7 +80,7 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 	if c.Calm == 0 {
 		c.Calm = 2 * time.Second
 	}
-	file, err := os.Create(filepath.Join(c.Dir, "history.jsonl"))
+	file, err := os.Create(filepath.Join(c.Dir, historyFile))
 	if err != nil {
 		return nil, fmt.Errorf("creating the history: %w", err)
 	}
@@ -107,7 +107,7 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 		r.find("replicas stop in an orderly way", err)
 	}
 	if err := r.judge(ctx, c, w); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; found before: %v", err, r.Findings)
 	}
 	closed = true
 	return r, errors.Join(w.close(), r.History.Err())
@@ -222,25 +222,54 @@ func (c *client) lookAtAll(ctx context.Context) {
 
 // judge reads the log with another process and judges.
 func (r *Result) judge(ctx context.Context, c Config, w *world) (err error) {
-	var notes []string
-	for i := range r.History.Operations {
-		if note := r.History.Operations[i].Answer.Note; note != "" {
-			notes = append(notes, note)
-		}
-	}
 	for _, b := range w.Replicas {
 		w.keepCheckpoint(b)
 	}
-	if r.Log, err = w.export(ctx, c, append(notes, w.notes...)); err != nil {
+	if r.Log, err = w.export(ctx, c, append(r.History.notes(), w.notes...)); err != nil {
 		return err
 	}
-	e := &Evidence{History: r.History, Log: r.Log, Rules: rules, Skew: c.skew()}
-	r.Findings = append(r.Findings, Judge(e)...)
+	r.Findings = append(r.Findings, Judge(&Evidence{History: r.History, Log: r.Log, Rules: rules, Skew: skew})...)
 	return nil
 }
 
+// notes returns the signed checkpoints that clients saw.
+func (h *History) notes() (notes []string) {
+	for i := range h.Operations {
+		if note := h.Operations[i].Answer.Note; note != "" {
+			notes = append(notes, note)
+		}
+	}
+	return notes
+}
+
+// JudgeAgain judges a run by the files that it left in a folder.
+func JudgeAgain(ctx context.Context, dir string) ([]Finding, error) {
+	file, err := os.Open(filepath.Join(dir, historyFile))
+	if err != nil {
+		return nil, fmt.Errorf("reading the history: %w", err)
+	}
+	history, err := ReadHistory(file)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return nil, err
+	}
+	log, err := ReadLog(ctx, filepath.Join(dir, logFile), history.notes())
+	if err != nil {
+		return nil, err
+	}
+	return Judge(&Evidence{History: history, Log: log, Rules: rules, Skew: skew}), nil
+}
+
+// The files of a run.
+const (
+	historyFile = "history.jsonl"
+	logFile     = "log.jsonl"
+)
+
 // skew is by how much clocks may differ: records have milliseconds, histories nanoseconds.
-func (c *Config) skew() time.Duration { return 50 * time.Millisecond }
+const skew = 50 * time.Millisecond
+
+// databaseEnv has the URL of the database, whose password no command line may show.
+const databaseEnv = "CHECKER_DATABASE"
 
 // export returns the log, as another process reads it from the database.
 func (w *world) export(ctx context.Context, c Config, notes []string) (*Log, error) {
@@ -248,12 +277,13 @@ func (w *world) export(ctx context.Context, c Config, notes []string) (*Log, err
 	if binary == "" {
 		binary = c.Binary
 	}
-	file := filepath.Join(c.Dir, "log.jsonl")
+	file := filepath.Join(c.Dir, logFile)
 	out, err := os.Create(file)
 	if err != nil {
 		return nil, fmt.Errorf("exporting the log: %w", err)
 	}
-	text, err := (&cluster.Broker{Binary: binary}).CLI(ctx, "audit", "export", w.databaseURL())
+	reader := cluster.Broker{Binary: binary, Env: []string{databaseEnv + "=" + w.databaseURL()}}
+	text, err := reader.CLI(ctx, "audit", "export", "env:"+databaseEnv)
 	if err == nil {
 		_, err = io.WriteString(out, text)
 	}
@@ -265,10 +295,10 @@ func (w *world) export(ctx context.Context, c Config, notes []string) (*Log, err
 
 // databaseURL returns the URL of the database, past all relays.
 func (w *world) databaseURL() string {
-	if w.Postgres == nil {
+	if w.primary() == nil {
 		return w.Dev.Database()
 	}
-	return w.Postgres.DSN(cluster.Owner, cluster.Database)
+	return w.primary().DSN(cluster.Owner, cluster.Database)
 }
 
 // keepCheckpoint keeps the content of a replica's checkpoint file.

@@ -109,3 +109,34 @@ func TestReplicas(t *testing.T) {
 	t.Parallel()
 	check(t, Config{Seed: seed(t), Length: length(t, 60*time.Second), Clients: 12, Replicas: 3, Postgres: true, Standby: true})
 }
+
+// soakEnv makes TestSoak run for a time.
+const soakEnv = "CHECKER_SOAK"
+
+// TestSoak checks three replicas for a long time, and that what the first one uses stays
+// flat. Its process never ends; everything else does.
+func TestSoak(t *testing.T) {
+	text := os.Getenv(soakEnv)
+	if text == "" {
+		t.Skipf("set %s=1h, or run make soak", soakEnv)
+	}
+	length, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("%s: %v", soakEnv, err)
+	}
+	s := &Sampler{Every: max(time.Second, length/400)}
+	check(t, Config{
+		Seed: seed(t), Length: length, Clients: 12, Replicas: 3, Postgres: true, Standby: true, Spare: true,
+		Pace: 200 * time.Millisecond, Calm: 5 * time.Second, Observe: s.Observe,
+	})
+	for _, one := range []Sample{s.Samples[len(s.Samples)/4], s.Samples[len(s.Samples)-1]} {
+		t.Logf("%s: %.0f MB, %.0f goroutines, %.0f open files, %.0f connections to the database", one.At.Format(time.TimeOnly), one.Memory/(1<<20), one.Goroutines, one.Descriptors, one.Connections)
+	}
+	found, err := Growing(s.Samples)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, f := range found {
+		t.Error(f)
+	}
+}

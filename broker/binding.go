@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -207,4 +208,11 @@ func (c *Caller) spend(tx Tx) error {
 	}
 	tx.Put(&Spent{SpentKey: c.Once, Expires: c.OnceUntil})
 	return nil
+}
+
+// SpendProof spends a proof of possession in the store, so that it works once in all processes
+// that share it. It returns an error if the proof was spent before.
+func SpendProof(ctx context.Context, store Store, once SpentKey, until time.Time) error {
+	caller := Caller{Once: once, OnceUntil: until}
+	return Unavailable(store.Update(ctx, []Key{once}, caller.spend))
 }

@@ -50,6 +50,26 @@ func (f *Facts) Report(ctx context.Context, caller Caller, subject StandingKey, 
 	return f.ReportAll(ctx, caller, []Report{{subject, fact}})
 }
 
+// ErrRestated means that a source has stated something else about the subject meanwhile.
+var ErrRestated = errors.New("the source stated something else meanwhile")
+
+// ReportAfter is Report for a statement that was decided on by an earlier one of the source;
+// nil: none. It returns ErrRestated if the source, in this or in another process, has stated
+// something else since.
+func (f *Facts) ReportAfter(ctx context.Context, caller Caller, subject StandingKey, before *Fact, fact Fact) error {
+	r := Report{subject, fact}
+	if err := errors.Join(subject.checkForm(), r.Fact.checkForm()); err != nil {
+		return fmt.Errorf("the fact about %s by %s: %w", subject, fact.Source, err)
+	}
+	return f.change(ctx, caller, []factChange{{subject, func(s *Standing) (bool, error) {
+		now := s.Find(fact.Source)
+		if (now == nil) != (before == nil) || now != nil && (now.State != before.State || now.Cause != before.Cause || !maps.Equal(now.Details, before.Details)) {
+			return false, ErrRestated
+		}
+		return s.state(f.date(r, caller.At))
+	}, fact.Source}})
+}
+
 // reportBatch is how many reports share a transaction.
 const reportBatch = 256
 

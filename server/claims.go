@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"runtime/debug"
 	"sync"
@@ -124,7 +125,7 @@ func (c *call) refreshClaims(ctx context.Context, interval time.Duration) (fresh
 	}
 	// The refresh outlives this call: other calls may wait for it, and a rotated
 	// refresh token must not be lost.
-	detached, task := context.WithoutCancel(c.r.Context()), claimsRefresh{c.s, c.id, c.token, c.who}
+	detached, task := context.WithoutCancel(c.r.Context()), claimsRefresh{c.s, c.id, c.token, c.who, c.session.SessionKey}
 	one := c.s.refreshes.join(c.session.SessionKey, interval, func() error { return task.run(detached) })
 	select {
 	case <-one.over:
@@ -150,6 +151,18 @@ type claimsRefresh struct {
 	callID string
 	token  session.Token
 	who    broker.Identity // with the claims that the call has
+
+	session broker.SessionKey
+}
+
+// refreshLock bounds the wait for a refresh of the same session by another process.
+const refreshLock = 10 * time.Second
+
+// lock keeps other processes from using the session's refresh token, which may work once.
+func (r claimsRefresh) lock(ctx context.Context) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, refreshLock)
+	defer cancel()
+	return r.s.cfg.Duties.Lock(ctx, "refresh/"+hex.EncodeToString(r.session[:]))
 }
 
 // run calls the provider and stores its answer in the session. A provider that
@@ -162,6 +175,12 @@ func (r claimsRefresh) run(ctx context.Context) (err error) {
 			err = errPanicked
 		}
 	}()
+	unlock, err := r.lock(ctx)
+	if err != nil {
+		r.s.cfg.Logger.WarnContext(ctx, "refreshing claims at the provider", "call_id", r.callID, "err", err)
+		return nil
+	}
+	defer unlock()
 	sessions, now := r.s.cfg.Sessions, time.Now()
 	s, err := sessions.Peek(ctx, r.token, now)
 	if err != nil || s.Who.Person.Claimed.After(r.who.Person.Claimed) {

@@ -131,6 +131,10 @@ type Config struct {
 
 	Handlers []Handler // resources of other packages
 
+	// Duties keep other processes from using a session's refresh token at the same time; nil:
+	// there are none.
+	Duties broker.Duties
+
 	Checks   []Check      // of /readyz
 	Warnings []Check      // of /readyz; they don't make the broker unready
 	Metrics  *Metrics     // nil: discarded
@@ -191,6 +195,9 @@ func New(cfg Config) (*Server, error) {
 	protection := http.NewCrossOriginProtection()
 	if err := protection.AddTrustedOrigin(broker.Origin(pages)); err != nil {
 		return nil, fmt.Errorf("the URL of the pages: %w", err)
+	}
+	if cfg.Duties == nil {
+		cfg.Duties = broker.Alone
 	}
 	cfg.Handlers = slices.Clone(cfg.Handlers)
 	for i := range cfg.Handlers {

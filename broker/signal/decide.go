@@ -327,12 +327,20 @@ func (m *Manager) settle(ctx context.Context, h *broker.HeldSignal, now time.Tim
 			}
 		}
 	}
-	return m.updateStream(ctx, h.Transmitter, nil, func(tx broker.Tx, s *broker.Stream) error {
-		h.Done = now
-		tx.Put(h)
+	_, err = outcomeOf(m.updateStream(ctx, h.Transmitter, []broker.Key{h.HeldSignalKey}, func(tx broker.Tx, s *broker.Stream) error {
+		stored, err := broker.Get[*broker.HeldSignal](tx, h.HeldSignalKey)
+		switch {
+		case err != nil:
+			return err
+		case !stored.Done.IsZero():
+			return &errOutcome{Unchanged} // another process was faster
+		}
+		stored.Done = now
+		tx.Put(stored)
 		s.Holding--
 		return nil
-	})
+	}))
+	return err
 }
 
 // readmit judges an event that was held only because others before it were. It returns

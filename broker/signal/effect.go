@@ -3,6 +3,7 @@ package signal
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"hash/maphash"
 	"strings"
 	"time"
@@ -63,7 +64,7 @@ func (m *Manager) effectOn(ctx context.Context, rule Rule, e Event, account stri
 		changed, err := m.revoke(ctx, rule, e, account, now)
 		return appliedIf(changed), err
 	case KindAccountDisabled, KindAccountPurged:
-		outcome, err := m.endPerson(ctx, e, account, now)
+		outcome, err := restated(func() (Outcome, error) { return m.endPerson(ctx, e, account, now) })
 		if err != nil || outcome == Superseded {
 			return outcome, err
 		}
@@ -74,9 +75,23 @@ func (m *Manager) effectOn(ctx context.Context, rule Rule, e Event, account stri
 		}
 		return outcome, err
 	case KindAccountEnabled:
-		return m.enablePerson(ctx, e, account, now)
+		return restated(func() (Outcome, error) { return m.enablePerson(ctx, e, account, now) })
 	}
 	return Unsupported, nil
+}
+
+// maxRestated bounds how often an effect is decided on again.
+const maxRestated = 20
+
+// restated decides on an effect again while other processes apply events about the same
+// person.
+func restated(decide func() (Outcome, error)) (outcome Outcome, err error) {
+	for range maxRestated {
+		if outcome, err = decide(); !errors.Is(err, broker.ErrRestated) {
+			return outcome, err
+		}
+	}
+	return outcome, err
 }
 
 // revoke ends sessions of a person, or the one session that the event names.
@@ -122,7 +137,7 @@ func (m *Manager) endPerson(ctx context.Context, e Event, account string, now ti
 	case before != nil && before.State == broker.FactEnded && (before.Cause == causePurged || before.Cause == cause && e.At.Equal(at)):
 		return Unchanged, nil
 	}
-	return Applied, m.report(ctx, e, account, broker.FactEnded, cause, now)
+	return Applied, m.report(ctx, e, account, before, broker.FactEnded, cause, now)
 }
 
 // enablePerson states that a person's account works again. A purged account never does: if
@@ -137,17 +152,19 @@ func (m *Manager) enablePerson(ctx context.Context, e Event, account string, now
 	case !e.At.After(at):
 		return Superseded, nil
 	}
-	return Applied, m.report(ctx, e, account, broker.FactActive, "", now)
+	return Applied, m.report(ctx, e, account, before, broker.FactActive, "", now)
 }
 
-func (m *Manager) report(ctx context.Context, e Event, account string, state broker.FactState, cause string, now time.Time) error {
+// report states what an event means, unless the transmitter has stated something else than
+// before since.
+func (m *Manager) report(ctx context.Context, e Event, account string, before *broker.Fact, state broker.FactState, cause string, now time.Time) error {
 	fact := broker.Fact{Source: Source(e.Transmitter), State: state, Cause: cause, Details: map[string]string{
 		detailEvent: string(e.Kind), detailAt: e.At.UTC().Format(time.RFC3339Nano),
 	}}
 	if e.Reason != "" {
 		fact.Details[detailReason] = e.Reason
 	}
-	return m.cfg.Broker.Facts.Report(ctx, broker.Caller{At: now}, person(account), fact)
+	return m.cfg.Broker.Facts.ReportAfter(ctx, broker.Caller{At: now}, person(account), before, fact)
 }
 
 // Clear forgets what a transmitter stated about a person: the way back from an event that

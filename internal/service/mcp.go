@@ -89,7 +89,11 @@ type mcpGrant struct {
 func (m *mcpService) spend(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if grant, ok := server.Attached(r).(mcpGrant); ok && !grant.proof.Key.IsZero() {
-			if err := m.s.dpop.Spend(grant.proof, time.Now()); err != nil {
+			err := m.s.dpop.Spend(grant.proof, time.Now())
+			if err == nil && m.s.shared { // another replica may have seen it
+				err = broker.SpendProof(r.Context(), m.s.store, grant.proof.Once, grant.proof.Until)
+			}
+			if err != nil {
 				server.WriteError(w, r, err)
 				return
 			}

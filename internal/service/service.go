@@ -379,7 +379,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 	c := s.config
 	return server.Config{
 		Broker: s.broker, Memberships: s.ledger, Sessions: s.sessions, Signals: s.signals, Suppliers: s.suppliers, Authenticate: authenticate, ConnContext: conn, DPoP: s.dpop,
-		Campaigns: s.campaigns, ReviewPatch: s.reviewPatch,
+		Campaigns: s.campaigns, ReviewPatch: s.reviewPatch, Duties: store.DutiesOf(s.store),
 		Sealer:      s.sealer,
 		Keys:        func(context.Context) ([]byte, error) { return s.keys.JWKS(time.Now()), nil },
 		Algorithms:  func() []string { return s.keys.Algorithms(time.Now()) },

@@ -74,7 +74,7 @@ func CheckContinuation(signed []byte, public string, size int64, r tlog.HashRead
 	}
 	c, err := OpenCheckpoint(signed, public)
 	if err != nil {
-		return fmt.Errorf("%w: the checkpoint file is not of this log (%w): %s", ErrRollback, err, newEpoch)
+		return fmt.Errorf("%w: the checkpoint file is not of this log (%w): correct the store or the checkpoint file if one of them is another broker's; otherwise %s", ErrRollback, err, newEpoch)
 	}
 	if c.Size > size {
 		return fmt.Errorf("%w: it has %d records, and the checkpoint file covers %d: %s", ErrRollback, size, c.Size, newEpoch)

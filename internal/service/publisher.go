@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,6 +63,9 @@ const (
 // its key.
 func openPublisher(ctx context.Context, s logStore, sealer *broker.Sealer, c *config.Config, log *slog.Logger) (*publisher, error) {
 	if _, err := s.Log(ctx); errors.Is(err, broker.ErrNotFound) {
+		if err := checkNoEarlierLog(s, c.CheckpointFile); err != nil {
+			return nil, err
+		}
 		if err := createLog(ctx, s, sealer, logHome(c)); err != nil {
 			return nil, err
 		}
@@ -94,6 +98,20 @@ func (p *publisher) share(s *store.Store) {
 
 // logHome is the part of a log's origin that names the broker.
 func logHome(c *config.Config) string { return c.ExternalURL.Host + c.ExternalURL.Path }
+
+// checkNoEarlierLog refuses to create a log in a database of PostgreSQL if this replica
+// knows a log: the log could not be removed again.
+func checkNoEarlierLog(s logStore, file string) error {
+	if !s.Shared() {
+		return nil
+	}
+	note, err := audit.ReadCheckpointFile(file)
+	if err != nil || note == nil {
+		return err
+	}
+	origin, _, _ := strings.Cut(string(note), "\n")
+	return fmt.Errorf("the database has no log, and the checkpoint file %s is of the log %s: correct the store if it names another database, restore the database if it is lost, or remove the file for a new broker: %w", file, origin, audit.ErrRollback)
+}
 
 func createLog(ctx context.Context, s logStore, sealer *broker.Sealer, home string) error {
 	l, err := newLog(sealer, home, "")

@@ -53,11 +53,13 @@ var processFaults = []fault{
 		return b.Name, errors.Join(err, limitFiles(pid, unix.RLIM_INFINITY))
 	}},
 	{"database restarts", onPostgres, 2, func(ctx context.Context, w *world, r *rand.Rand) (string, error) {
-		return "database", w.Postgres.Restart(ctx)
+		return "database", w.Postgres.Restart(context.WithoutCancel(ctx))
 	}},
 	{"database crashes", onPostgres, 2, func(ctx context.Context, w *world, r *rand.Rand) (string, error) {
 		w.Postgres.Crash()
-		return "database", w.Postgres.Start(ctx)
+		ctx = context.WithoutCancel(ctx)
+		// The memory of the server that crashed may outlive it for a moment.
+		return "database", cluster.Await(ctx, "the database", time.Minute, func() error { return w.Postgres.Start(ctx) })
 	}},
 	{"database is suspended", onPostgres, 3, func(ctx context.Context, w *world, r *rand.Rand) (string, error) {
 		w.Postgres.Pause()

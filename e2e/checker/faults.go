@@ -155,7 +155,34 @@ func (w *world) restart(ctx context.Context, b *cluster.Broker) error {
 	if err := b.Launch(); err != nil {
 		return err
 	}
-	return w.awaitReady(ctx)
+	var ended error
+	err := cluster.Await(context.WithoutCancel(ctx), b.Name, recoveryWithin, func() error {
+		if !b.Process().Ended() {
+			return ready(ctx, b)
+		}
+		if b.Process().Cmd.ProcessState.ExitCode() != exitUnavailable {
+			ended = endedWith(b)
+			return nil
+		}
+		return errors.Join(endedWith(b), b.Launch()) // as a supervisor does
+	})
+	return errors.Join(ended, err)
+}
+
+// exitUnavailable is the exit code of a broker that cannot reach its database when it starts.
+const exitUnavailable = 5
+
+func endedWith(b *cluster.Broker) error {
+	return fmt.Errorf("%s ended with %s:\n%s", b.Name, b.Process().Cmd.ProcessState, tail(b.Output()))
+}
+
+// ready returns nil if a replica is ready.
+func ready(ctx context.Context, b *cluster.Broker) error {
+	r, err := b.Ready(context.WithoutCancel(ctx))
+	if err == nil && !r.Ready {
+		err = fmt.Errorf("not ready: %v", r.NotReady)
+	}
+	return err
 }
 
 // failedOver crashes the primary, promotes its synchronous standby, and makes a new standby.
@@ -246,14 +273,10 @@ func (w *world) awaitReady(ctx context.Context) error {
 		var ended error
 		err := cluster.Await(ctx, b.Name, recoveryWithin, func() error {
 			if b.Process().Ended() {
-				ended = fmt.Errorf("%s ended with %s:\n%s", b.Name, b.Process().Cmd.ProcessState, tail(b.Output()))
+				ended = endedWith(b)
 				return nil
 			}
-			r, err := b.Ready(ctx)
-			if err == nil && !r.Ready {
-				err = fmt.Errorf("not ready: %v", r.NotReady)
-			}
-			return err
+			return ready(ctx, b)
 		})
 		if err = errors.Join(ended, err); err != nil {
 			return err

@@ -68,6 +68,9 @@ func (r *Result) Summary() string {
 // recovers is the name of the judge that needs no log.
 const recovers = "replicas recover by themselves"
 
+// ErrNotStarted means that a replica did not start.
+var ErrNotStarted = errors.New("a replica did not start")
+
 // Run starts a broker, loads it while faults strike, and judges. Its error means that the
 // checker failed, not the broker.
 func Run(ctx context.Context, c Config) (_ *Result, err error) {
@@ -88,7 +91,7 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 	r := &Result{History: NewHistory(file, c.Seed)}
 	w, err := newWorld(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("starting the broker: %w", err)
+		return nil, err
 	}
 	closed := false
 	defer func() {

@@ -146,7 +146,7 @@ func newWorld(ctx context.Context, c Config) (w *world, err error) {
 		return w, err
 	}
 	if err := w.StartBrokers(ctx); err != nil {
-		return w, err
+		return w, fmt.Errorf("%w: %w", ErrNotStarted, err)
 	}
 	if c.Standby {
 		if err := w.synchronize(ctx); err != nil {

@@ -23,7 +23,7 @@ func together(t *testing.T, s *Store, members ...*member) {
 	for _, m := range members {
 		m.ctx = t.Context()
 	}
-	s.commit(members)
+	s.commit(members, s.begin())
 	for i, m := range members {
 		if m.err != nil || m.panicked != nil {
 			t.Fatalf("member %d: %v, %v", i, m.err, m.panicked)
@@ -249,7 +249,7 @@ func TestDamagedCarriedLease(t *testing.T) {
 			other = newIssuance(t, 2)
 			bad, good := replacing(key, func(broker.Row) {}), filing(&other)
 			bad.ctx, good.ctx = t.Context(), t.Context()
-			s.commit([]*member{bad, good})
+			s.commit([]*member{bad, good}, s.begin())
 			if !errors.Is(bad.err, errBody) || good.err != nil {
 				t.Errorf("%s, %T: got %v and %v, want an error and none", column, key, bad.err, good.err)
 			}

@@ -8,8 +8,8 @@
 // for. So concurrent Updates share a transaction: they form a group, and each
 // of them is a member.
 //
-// Updates wait in a queue (queue.go). If no Update leads, the first one does: it
-// takes all that wait as one group, runs and commits them, appoints the first
+// Updates wait in a queue (queue.go). If no Update leads, the first one does: it begins a
+// transaction, takes all that wait as one group, runs and commits them, appoints the first
 // Update that came meanwhile as the next leader, and wakes its members. There is
 // no goroutine for this; the callers' own goroutines take turns.
 //

@@ -75,9 +75,12 @@ const maxMoved = 16
 // always is, unless two processes passed the lock (on a file system that ignores
 // locks, for example).
 func (g *group) writeHead(ctx context.Context) error {
-	n, err := g.w.execCount(ctx, "UPDATE head SET epoch = ?, size = ?, root = ?, time = ?, blocks = ?, nonce = ? WHERE nonce = ?",
-		g.head.Epoch, g.head.Size, g.head.Root[:], g.head.Time.UnixMilli(), g.blocksVersion, g.nonce, g.w.nonce)
-	if err == nil && n != 1 && !g.s.Shared() { // otherwise the row is locked, and n is not known yet
+	args := []any{g.head.Epoch, g.head.Size, g.head.Root[:], g.head.Time.UnixMilli(), g.blocksVersion, g.nonce, g.w.nonce}
+	if g.s.Shared() { // the row is locked
+		return g.w.exec(ctx, "UPDATE head SET epoch = ?, size = ?, root = ?, time = ?, blocks = ?, nonce = ?, seq = seq + 1 WHERE nonce = ?", args...)
+	}
+	n, err := g.w.execCount(ctx, "UPDATE head SET epoch = ?, size = ?, root = ?, time = ?, blocks = ?, nonce = ? WHERE nonce = ?", args...)
+	if err == nil && n != 1 {
 		err = errMoved
 	}
 	return err

@@ -27,13 +27,14 @@ func (s *Store) exec(ctx context.Context, f func(context.Context, *writer) error
 	return s.submit(&member{ctx: ctx, raw: f})
 }
 
-// commit takes a group to a known outcome, and sets the outcome of each member.
-func (s *Store) commit(group []*member) {
-	err := s.attempt(group)
+// commit takes a group to a known outcome, and sets the outcome of each member. begun is the
+// result of begin.
+func (s *Store) commit(group []*member, begun error) {
+	err := s.attempt(group, begun)
 	for tries := 0; errors.Is(err, errMoved) && tries < maxMoved; tries++ {
 		s.forget()
 		if err = s.w.engine.reload(context.Background(), s.w); err == nil {
-			err = s.attempt(group)
+			err = s.attempt(group, s.begin())
 		}
 	}
 	if err == nil {
@@ -43,7 +44,7 @@ func (s *Store) commit(group []*member) {
 		// The statements of that member failed halfway, so all of the
 		// transaction was rolled back: the others run again without it.
 		if rest := slices.DeleteFunc(slices.Clone(group), func(m *member) bool { return m == failed.m }); len(rest) > 0 {
-			s.commit(rest)
+			s.commit(rest, s.begin())
 		}
 		failed.m.err = failed.err
 		return
@@ -52,13 +53,13 @@ func (s *Store) commit(group []*member) {
 		// With the space of the reserve, members that record endings succeed.
 		s.w.reserve.release(s.w.now())
 		s.degraded.Store(true)
-		s.commit(group)
+		s.commit(group, s.begin())
 		return
 	}
 	if isRows(err) && len(group) > 1 {
 		// The rows of some member are at fault: alone, only that one fails.
 		for _, m := range group {
-			s.commit([]*member{m})
+			s.commit([]*member{m}, s.begin())
 		}
 		return
 	}
@@ -83,26 +84,37 @@ type failedMember struct {
 
 func (f *failedMember) Error() string { return f.err.Error() }
 
-// attempt runs the members and commits the rows and records of those that
-// succeeded. An error means that nothing is committed.
-func (s *Store) attempt(group []*member) (err error) {
-	// The context of one member must not end the transaction of all.
+// begin begins the transaction of a group. An error means that there is none.
+func (s *Store) begin() error {
 	ctx := context.Background()
 	if err := s.ready(ctx); err != nil {
 		return err
 	}
-	w, start := s.w, time.Now()
+	w := s.w
 	w.reserve.restore(w.now())
 	s.degraded.Store(w.reserve.spent)
+	err := w.step("begin", func() error { return w.engine.begin(ctx, s) })
+	if err != nil {
+		w.rollback()
+	}
+	return err
+}
+
+// attempt runs the members and commits the rows and records of those that
+// succeeded. An error means that nothing is committed.
+func (s *Store) attempt(group []*member, begun error) (err error) {
+	if begun != nil {
+		return begun
+	}
+	// The context of one member must not end the transaction of all.
+	ctx := context.Background()
+	w, start := s.w, time.Now()
 	committing := false
 	defer func() {
 		if err != nil && !committing {
 			w.rollback()
 		}
 	}()
-	if err := w.step("begin", func() error { return w.engine.begin(ctx, s) }); err != nil {
-		return err
-	}
 	g := newGroup(s)
 	if err := w.step("fetch", func() error { return g.prefetch(ctx, group) }); err != nil {
 		return err

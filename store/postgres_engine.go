@@ -339,9 +339,6 @@ func (e *postgresEngine) finish(ctx context.Context, g *group) error {
 	if err := g.w.exec(ctx, "INSERT INTO commits (seq, nonce, at, changes) VALUES (?, ?, CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT), ?)", g.seq, g.nonce, changes); err != nil {
 		return err
 	}
-	if err := g.w.exec(ctx, "UPDATE head SET seq = ?", g.seq); err != nil {
-		return err
-	}
 	if g.announces() {
 		if err := g.w.exec(ctx, "SELECT pg_notify(?, '')", notifications); err != nil {
 			return err

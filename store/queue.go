@@ -120,11 +120,13 @@ func (q *queue) leave(m *member) bool {
 // lead commits one group. Whatever happens in it, even a panic, it appoints the
 // next leader and wakes every member.
 func (s *Store) lead() {
-	s.queue.delay()
-	group := s.queue.takeGroup()
+	var group []*member
 	done := false
 	defer func() {
 		if !done { // a bug in this package, or f called runtime.Goexit
+			if group == nil {
+				group = s.queue.takeGroup()
+			}
 			for _, m := range group {
 				m.err = unavailable("writing", errors.New("the group was abandoned"))
 			}
@@ -136,7 +138,10 @@ func (s *Store) lead() {
 			m.wake <- struct{}{}
 		}
 	}()
-	s.commit(group)
+	s.queue.delay()
+	begun := s.begin() // Updates that come while another process has the lock join the group
+	group = s.queue.takeGroup()
+	s.commit(group, begun)
 	done = true
 }
 

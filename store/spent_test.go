@@ -94,7 +94,7 @@ func TestUsedOnceInAGroup(t *testing.T) {
 			return nil
 		}})
 	}
-	s.commit(members)
+	s.commit(members, s.begin())
 	if members[0].err != nil || !errors.Is(members[1].err, errAgain) || !errors.Is(members[2].err, errAgain) {
 		t.Errorf("got %v, %v, %v, want one success", members[0].err, members[1].err, members[2].err)
 	}

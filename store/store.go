@@ -50,7 +50,7 @@ type Config struct {
 type Commit struct {
 	Members int           // Updates that it made durable
 	Records int           // records that it appended
-	Took    time.Duration // from the first statement to the answer of COMMIT
+	Took    time.Duration // from when the transaction has begun to the answer of COMMIT
 }
 
 // Store implements broker.Store. It is safe for concurrent use. It starts no

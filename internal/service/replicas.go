@@ -11,6 +11,9 @@ import (
 	"accessbroker.internal/store"
 )
 
+// Replica returns the name of this process among those that share the database.
+func (s *Service) Replica() string { return s.replica }
+
 // otherReplicas returns the other replicas that announced themselves a moment ago.
 func (s *Service) otherReplicas(ctx context.Context) ([]store.Replica, error) {
 	list, err := store.ReplicasOf(s.store).List(ctx)

@@ -112,6 +112,21 @@ func CheckNote(signed []byte) error {
 	return err
 }
 
+// Covered reports whether a checkpoint is of the same log as another one, and covers no more
+// records. It verifies no signature.
+func Covered(signed, by []byte) bool {
+	first, second := unverified(signed), unverified(by)
+	return first.Origin != "" && first.Origin == second.Origin && first.Size <= second.Size
+}
+
+func unverified(signed []byte) (c Checkpoint) {
+	var u *note.UnverifiedNoteError
+	if _, err := note.Open(signed, note.VerifierList()); errors.As(err, &u) {
+		c, _ = parseCheckpoint(u.Note.Text)
+	}
+	return c
+}
+
 // OpenCheckpoint verifies a signed note with the log's public key and returns its
 // checkpoint. A checkpoint of another log is an error.
 func OpenCheckpoint(signed []byte, public string) (Checkpoint, error) {

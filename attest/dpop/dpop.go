@@ -44,6 +44,10 @@ const maxSkew = 10 * time.Minute
 type Config struct {
 	External *url.URL // of the broker
 	Secrets  [][]byte // from which the keys of nonces are derived; the first makes them, all are accepted
+
+	// Restored is when the database was last restored to an earlier time; zero: never. Which
+	// proofs were used before is lost, so their nonces are not accepted.
+	Restored time.Time
 }
 
 // A Verifier verifies the proofs of requests to one broker. It is safe for concurrent use.
@@ -56,7 +60,11 @@ type Verifier struct {
 
 // New returns a Verifier.
 func New(cfg Config) (*Verifier, error) {
-	n, err := newNonces(cfg.Secrets, cfg.External.String())
+	context := cfg.External.String()
+	if !cfg.Restored.IsZero() {
+		context += "\n" + cfg.Restored.UTC().Format(time.RFC3339Nano)
+	}
+	n, err := newNonces(cfg.Secrets, context)
 	if err != nil {
 		return nil, err
 	}

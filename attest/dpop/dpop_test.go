@@ -313,7 +313,16 @@ func TestNonces(t *testing.T) {
 	if err := check(replica, v.Nonce(noon.Add(nonceStep)), noon); err != nil {
 		t.Errorf("a nonce of a replica whose clock is ahead: %v", err)
 	}
-	_, err := New(Config{External: v.external})
+	// Which proofs were used before a restore is lost: none of them is accepted afterwards.
+	restored, err := New(Config{External: v.external, Secrets: [][]byte{append([]byte{1}, make([]byte, 31)...)}, Restored: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantRefusal(t, "a nonce from before a restore", check(restored, v.Nonce(noon), noon), broker.ErrUseDPoPNonce, "nonce")
+	if err := check(restored, restored.Nonce(noon), noon); err != nil {
+		t.Errorf("a nonce from after a restore: %v", err)
+	}
+	_, err = New(Config{External: v.external})
 	if err == nil {
 		t.Error("a verifier without secrets was made")
 	}

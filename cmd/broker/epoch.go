@@ -149,9 +149,13 @@ func (a *app) recoveryCommand() *cobra.Command {
 "broker audit new-epoch", and how far their end is. It reads the database, also
 while the broker runs.`,
 		Example: `  broker audit recovery sqlite:/var/lib/broker/broker.db`,
-		Args:    exactly(1, "one database (sqlite:PATH)"),
+		Args:    exactly(1, "one database"),
 		RunE: func(c *cobra.Command, args []string) error {
-			r, orphans, err := recoveryOf(c.Context(), args[0])
+			url, err := a.logURL(args[0])
+			if err != nil {
+				return err
+			}
+			r, orphans, err := recoveryOf(c.Context(), url)
 			if err != nil {
 				return err
 			}

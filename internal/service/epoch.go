@@ -41,6 +41,9 @@ func NewEpoch(ctx context.Context, c *config.Config, others []string, dryRun boo
 	if err != nil {
 		return nil, err
 	}
+	if err := noReplicas(ctx, db); err != nil {
+		return nil, err
+	}
 	now := audit.Millis(time.Now())
 	e = &Epoch{Since: db.Head().Time}
 	if e.Lost, err = lost(ctx, db, now); err != nil || dryRun {
@@ -61,6 +64,23 @@ func NewEpoch(ctx context.Context, c *config.Config, others []string, dryRun boo
 	}
 	e.Origin, e.Opened, e.Recovery = l.origin, now, r
 	return e, setAside(c.CheckpointFile, now)
+}
+
+// noReplicas refuses while another process uses the database.
+func noReplicas(ctx context.Context, db *store.Store) error {
+	if !db.Shared() {
+		return nil // the lock of the database has refused
+	}
+	list, err := store.ReplicasOf(db).List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		if !r.Gone() {
+			return fmt.Errorf("the replica %s announced itself %s ago: stop all replicas first", r.Name, broker.FormatDuration(r.Ago))
+		}
+	}
+	return nil
 }
 
 // lost counts what the restored database has that may be out of date.

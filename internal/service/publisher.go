@@ -159,11 +159,27 @@ func (p *publisher) checkRollback(ctx context.Context) error {
 		}
 		return nil
 	}
-	if err := audit.CheckContinuation(note, p.public, p.Head().Size, p.Hashes(ctx)); err != nil {
+	err = audit.CheckContinuation(note, p.public, p.Head().Size, p.Hashes(ctx))
+	if errors.Is(err, audit.ErrRollback) && p.supersedes(ctx, note) {
+		p.log.WarnContext(ctx, "the checkpoint file is of the log that this one follows since the database was restored: it is set aside", "file", p.file)
+		return setAside(p.file, time.Now())
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", p.file, err)
 	}
 	p.last = note
 	return nil
+}
+
+// supersedes reports whether the first record of the log names a checkpoint that covers this one: the
+// log was opened with the checkpoint file of another replica.
+func (p *publisher) supersedes(ctx context.Context, note []byte) bool {
+	item, err := p.Record(ctx, 0)
+	if err != nil {
+		return false
+	}
+	first, err := audit.Decode(item.Leaf)
+	return err == nil && first.Log != nil && audit.Covered(note, []byte(first.Log.Previous))
 }
 
 // publish signs a checkpoint over all records of the log. The log's records are compared with

@@ -158,7 +158,11 @@ func New(ctx context.Context, o Options) (_ *Service, err error) {
 	if s.keys, err = token.OpenKeys(ctx, s.keysConfig(), time.Now()); err != nil {
 		return nil, err
 	}
-	if s.dpop, err = dpop.New(dpop.Config{External: o.Config.ExternalURL, Secrets: o.Config.SealKeys}); err != nil {
+	restored, err := s.restored(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.dpop, err = dpop.New(dpop.Config{External: o.Config.ExternalURL, Secrets: o.Config.SealKeys, Restored: restored}); err != nil {
 		return nil, err
 	}
 	if err := s.openTrust(ctx); err != nil {

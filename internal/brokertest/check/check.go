@@ -90,6 +90,9 @@ func leases(ctx context.Context, t testing.TB, db *store.Store, records []audit.
 		}
 		for _, l := range page {
 			id := l.ID.String()
+			if len(l.Records) > 0 && l.Records[0].Epoch() != db.Head().Epoch {
+				continue // its records are in an earlier log
+			}
 			if !issued[id] && (l.Status == broker.LeaseActive || !opened[id]) {
 				t.Errorf("lease %s (status %d) has no record in the log", id, l.Status)
 			}

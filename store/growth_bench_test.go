@@ -195,11 +195,12 @@ func grow(b *testing.B, s *Store, n int, at time.Time) {
 }
 
 // issueMany stores n issuances of 64 callers.
-func issueMany(b *testing.B, s *Store, n, turn int) {
+func issueMany(b *testing.B, s *Store, n, turn int) { issueBy(b, s, n, turn, 64) }
+
+func issueBy(b *testing.B, s *Store, n, turn, callers int) {
 	ctx, stop := context.WithCancel(b.Context())
 	var running, all sync.WaitGroup
 	running.Go(func() { _ = s.Run(ctx) })
-	const callers = 64
 	for c := range callers {
 		all.Go(func() {
 			for k := c; k < n; k += callers {
@@ -233,4 +234,34 @@ func holderTime(b *testing.B, s *Store) time.Duration {
 	}
 	slices.Sort(list)
 	return list[len(list)/2]
+}
+
+// BenchmarkReplicas stores issuances of 64 callers with one and with several processes' stores
+// on one PostgreSQL. It needs STORE_TEST_POSTGRES; REPLICAS is the number of stores.
+func BenchmarkReplicas(b *testing.B) {
+	create := growthDatabases(b)["postgres"]
+	if create == nil {
+		b.Skip("needs a PostgreSQL: set " + postgresEnv)
+	}
+	u := create(b, "replicas")
+	n, _ := strconv.Atoi(os.Getenv("REPLICAS"))
+	var stores []*Store
+	for range max(n, 1) {
+		stores = append(stores, openGrown(b, u))
+	}
+	for _, s := range stores {
+		if err := s.loadHoldings(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	cpu := processorTime(b)
+	b.ResetTimer()
+	var all sync.WaitGroup
+	for i, s := range stores {
+		all.Go(func() { issueBy(b, s, b.N/len(stores), i, 64/len(stores)) })
+	}
+	all.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "updates/s")
+	b.ReportMetric((processorTime(b)-cpu).Seconds()/float64(b.N)*1e6, "cpu-us/op")
+	b.ReportMetric(float64(b.N)/float64(stores[0].feed.seq), "updates/commit")
 }

@@ -60,6 +60,7 @@ const migrationLasts = 6 * time.Hour
 // A postgresSchema is the state of the schema of a database.
 type postgresSchema struct {
 	name    string   // of the schema of PostgreSQL, in which the tables are
+	role    string   // that reads it
 	tables  []string // all of them, except those of extensions
 	version int      // 0: there is none
 	oldest  int      // the oldest program
@@ -74,7 +75,7 @@ var ErrNoSchema = errors.New("the schema has to be migrated")
 func readSchema(ctx context.Context, db queryer) (*postgresSchema, error) {
 	s := &postgresSchema{}
 	var name sql.NullString
-	if err := db.QueryRowContext(ctx, "SELECT current_schema()").Scan(&name); err != nil {
+	if err := db.QueryRowContext(ctx, "SELECT current_schema(), CAST(current_user AS text)").Scan(&name, &s.role); err != nil {
 		return nil, fmt.Errorf("reading the schema: %w", err)
 	}
 	if s.name = name.String; s.name == "" {
@@ -113,6 +114,9 @@ func (s *postgresSchema) readVersion(ctx context.Context, db queryer) error {
 	err := db.QueryRowContext(ctx, "SELECT version, oldest FROM schema_version").Scan(&s.version, &s.oldest)
 	if errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("the schema %q is half migrated or half restored: it has tables of a broker and states no version; restore a whole backup, or use an empty database", s.name)
+	}
+	if sqlState(err) == "42501" {
+		return fmt.Errorf("the role %q lacks SELECT on schema_version: run as the owner of the tables %s", s.role, migrateCommand(s.role))
 	}
 	if err != nil {
 		return fmt.Errorf("reading the schema version: %w", err)

@@ -145,6 +145,11 @@ func (w *World) databases(ctx context.Context) (err error) {
 	if err := w.Postgres.CreateDatabase(ctx, Database); err != nil {
 		return err
 	}
+	// The brokers have a role of their own, which owns nothing.
+	env := append(os.Environ(), "OWNER_URL="+w.Postgres.DSN(Owner, Database))
+	if _, err := run(ctx, w.o.Binary, env, "store", "migrate", "--store", "env:OWNER_URL", "--grant", Role); err != nil {
+		return err
+	}
 	if w.o.Standby {
 		if w.Standby, err = w.Postgres.NewStandby(ctx, w.Dir, "standby"); err != nil {
 			return err
@@ -177,7 +182,7 @@ func (w *World) storeURL(replica int) string {
 	case w.Postgres == nil:
 		return w.Dev.Database()
 	default:
-		return DSN(Owner, Database, w.DatabaseAddress(replica))
+		return DSN(Role, Database, w.DatabaseAddress(replica))
 	}
 }
 

@@ -67,6 +67,12 @@ var processFaults = []fault{
 		w.Postgres.Resume()
 		return "database", nil
 	}},
+	{"clocks differ a little", onPostgres, 1, func(ctx context.Context, w *world, r *rand.Rand) (string, error) {
+		err := w.setClock(ctx, time.Duration(1-2*r.IntN(2))*time.Second)
+		pause(ctx, r, 3*time.Second)
+		return "database", errors.Join(err, w.setClock(ctx, 0))
+	}},
+	{"clocks differ", onPostgres, 2, clocksDiffer},
 	{"failover", func(c *Config) bool { return c.Standby }, 1, failedOver},
 }
 
@@ -156,7 +162,7 @@ func (w *world) restart(ctx context.Context, b *cluster.Broker) error {
 		return err
 	}
 	var ended error
-	err := cluster.Await(context.WithoutCancel(ctx), b.Name, recoveryWithin, func() error {
+	err := cluster.Await(context.WithoutCancel(ctx), b.Name, w.recovery, func() error {
 		if !b.Process().Ended() {
 			return ready(ctx, b)
 		}
@@ -271,7 +277,7 @@ func (w *world) awaitReady(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	for _, b := range w.Replicas {
 		var ended error
-		err := cluster.Await(ctx, b.Name, recoveryWithin, func() error {
+		err := cluster.Await(ctx, b.Name, w.recovery, func() error {
 			if b.Process().Ended() {
 				ended = endedWith(b)
 				return nil
@@ -284,9 +290,6 @@ func (w *world) awaitReady(ctx context.Context) error {
 	}
 	return nil
 }
-
-// recoveryWithin is how long replicas may take until they are ready after a fault.
-const recoveryWithin = time.Minute
 
 // tail returns the end of an output.
 func tail(text string) string { return text[max(0, len(text)-2000):] }

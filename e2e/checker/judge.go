@@ -52,6 +52,7 @@ var judges = []judge{
 	{"the order of the log is the order of the answers", judgeOrder},
 	{"no token is accepted after its end", judgeAccepted},
 	{"nothing is issued to a blocked holder", judgeBlocked},
+	{"nothing is issued while clocks differ", judgeClock},
 	{"limits hold", judgeLimits},
 	{"max_active holds", judgeActive},
 	{"no approval counts twice", judgeApprovals},

@@ -242,6 +242,18 @@ var judgements = []struct {
 		s.do(issue, issued("l1", tickets))
 	}, ""},
 
+	{"an issuance while clocks differ", func(s *script) {
+		start := s.now
+		s.wait(time.Millisecond)
+		s.do(issue, issued("l1", tickets))
+		s.e.Faults = append(s.e.Faults, Fault{Name: clocksOff, Start: start, End: s.now.Add(time.Second)})
+	}, "nothing is issued while clocks differ"},
+	{"an issuance that began before", func(s *script) {
+		start := s.now.Add(time.Millisecond / 2)
+		s.do(issue, issued("l1", tickets))
+		s.e.Faults = append(s.e.Faults, Fault{Name: clocksOff, Start: start, End: s.now.Add(time.Second)})
+	}, ""},
+
 	{"a limit that is reached", func(s *script) { s.do(issue, issued("l1", "limited")); s.do(issue, issued("l2", "limited")) }, ""},
 	{"a limit that is exceeded", func(s *script) {
 		for _, lease := range []string{"l1", "l2", "l3"} {

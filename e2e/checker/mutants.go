@@ -48,7 +48,7 @@ func lostFence() Mutant {
 			{"store/postgres_engine.go", "AS BIGINT), ?)\", g.seq", "AS BIGINT), ?) ON CONFLICT (seq) DO NOTHING\", g.seq"},
 			{"store/flush.go", `VALUES (?, ?, ?, ?)"` + "\n\nfunc (g *group) writeRecords", `VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"` + "\n\nfunc (g *group) writeRecords"},
 		},
-		Config: Config{Length: 8 * time.Second, Clients: 12, Replicas: 2, Postgres: true, Workload: Mixed, Only: map[string]bool{"SIGSTOP": true}},
+		Config: Config{Length: 8 * time.Second, Clients: 12, Replicas: 2, Postgres: true, Workload: Mixed, Only: map[string]bool{}, Recovery: 5 * time.Second},
 		Judges: []string{"the log verifies and continues every checkpoint", "no credential without a record", "no acknowledged write is lost"},
 	}
 }

@@ -31,6 +31,7 @@ type Config struct {
 	Pace     time.Duration                               // the longest pause of a client between two deeds; zero: none
 	Calm     time.Duration                               // the longest pause between two faults; zero: 2s
 	Only     map[string]bool                             // names of the faults that may strike; nil: all
+	Recovery time.Duration                               // how long replicas may take until they are ready after a fault; zero: 1m
 	Spare    bool                                        // the process of the first replica never ends
 	Binary   string                                      // of the broker
 	Reader   string                                      // of the broker that exports the log; empty: Binary
@@ -83,13 +84,16 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 	if c.Calm == 0 {
 		c.Calm = 2 * time.Second
 	}
+	if c.Recovery == 0 {
+		c.Recovery = time.Minute
+	}
 	file, err := os.Create(filepath.Join(c.Dir, historyFile))
 	if err != nil {
 		return nil, fmt.Errorf("creating the history: %w", err)
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
 	r := &Result{History: NewHistory(file, c.Seed)}
-	w, err := newWorld(ctx, c)
+	w, err := newWorld(ctx, c, r.History)
 	if err != nil {
 		return nil, err
 	}
@@ -102,8 +106,8 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 	shared := &pool{}
 	if err := r.load(ctx, c, w, shared); err != nil {
 		r.find(recovers, err)
-	}
-	if err := r.settle(ctx, c, w, shared); err != nil {
+		r.History.Settle(w.upstream.made(), time.Now().UTC())
+	} else if err := r.settle(ctx, c, w, shared); err != nil {
 		r.find(recovers, err)
 	}
 	if err := w.stopBrokers(); err != nil {
@@ -133,21 +137,24 @@ func (r *Result) load(ctx context.Context, c Config, w *world, shared *pool) err
 		}
 		clients.Go(func() { client.run(ctx, c.Workload) })
 	}
-	strikes, ctx := errgroup.WithContext(ctx)
+	strikes, striking := errgroup.WithContext(ctx)
 	strikes.Go(func() error {
-		return w.strike(ctx, &c, r.History, processFaults, true, rand.New(rand.NewPCG(c.Seed, 10)))
+		return w.strike(striking, &c, r.History, processFaults, true, rand.New(rand.NewPCG(c.Seed, 10)))
 	})
 	strikes.Go(func() error {
-		return w.strike(ctx, &c, r.History, networkFaults, false, rand.New(rand.NewPCG(c.Seed, 11)))
+		return w.strike(striking, &c, r.History, networkFaults, false, rand.New(rand.NewPCG(c.Seed, 11)))
 	})
 	if c.Observe != nil {
 		watched := &Watched{Replicas: w.Replicas}
 		if c.Postgres {
 			watched.Postgres = w.primary
 		}
-		strikes.Go(func() error { return c.Observe(ctx, watched) })
+		strikes.Go(func() error { return c.Observe(striking, watched) })
 	}
 	err := strikes.Wait()
+	if err == nil {
+		<-ctx.Done()
+	}
 	cancel()
 	clients.Wait()
 	return err

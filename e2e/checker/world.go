@@ -98,9 +98,11 @@ type world struct {
 	endpoints []*endpoint
 	sessions  map[string]string // of people
 
-	immortal  int      // the number of replicas, from the first, whose process must not end
-	failovers int      // so far
-	notes     []string // checkpoints from the files of replicas
+	history   *History
+	recovery  time.Duration // how long replicas may take until they are ready after a fault
+	immortal  int           // the number of replicas, from the first, whose process must not end
+	failovers int           // so far
+	notes     []string      // checkpoints from the files of replicas
 
 	mu     sync.Mutex
 	proofs map[string]proof // by holder
@@ -113,8 +115,8 @@ type proof struct {
 }
 
 // newWorld starts everything that a run needs, and the replicas.
-func newWorld(ctx context.Context, c Config) (w *world, err error) {
-	w = &world{sessions: map[string]string{}, proofs: map[string]proof{}}
+func newWorld(ctx context.Context, c Config, h *History) (w *world, err error) {
+	w = &world{history: h, recovery: c.Recovery, sessions: map[string]string{}, proofs: map[string]proof{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
@@ -144,6 +146,11 @@ func newWorld(ctx context.Context, c Config) (w *world, err error) {
 	}
 	if err := w.writePolicies(); err != nil {
 		return w, err
+	}
+	if c.Postgres {
+		if err := w.prepareClock(ctx); err != nil {
+			return w, err
+		}
 	}
 	if err := w.StartBrokers(ctx); err != nil {
 		return w, fmt.Errorf("%w: %w", ErrNotStarted, err)

@@ -38,13 +38,15 @@ func Mutants() []Mutant {
 	return []Mutant{lostFence(), limitOutside(), answerEarly()}
 }
 
-// lostFence lets a group write without the lock on the head. The keys of the records and of
-// the feed are a second fence, which alone would make the group start again: it is lost, too.
+// lostFence lets a group write to a head that it neither locks nor compares with the one that
+// it knows. The keys of the records and of the feed are a second fence, which alone would make
+// the group start again: it is lost, too.
 func lostFence() Mutant {
 	return Mutant{
 		Name: "the fence on the head is lost",
 		Edits: []Edit{
 			{"store/postgres_engine.go", " FROM head FOR UPDATE`", " FROM head`"},
+			{"store/feed.go", "func (s *Store) rewind() error {\n", "func (s *Store) rewind() error { return nil }\n\nfunc (s *Store) noticed() error {\n"},
 			{"store/postgres_engine.go", "AS BIGINT), ?)\", g.seq", "AS BIGINT), ?) ON CONFLICT (seq) DO NOTHING\", g.seq"},
 			{"store/flush.go", `VALUES (?, ?, ?, ?)"` + "\n\nfunc (g *group) writeRecords", `VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"` + "\n\nfunc (g *group) writeRecords"},
 		},

@@ -107,6 +107,9 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 	if err := r.load(ctx, c, w, shared); err != nil {
 		r.find(recovers, err)
 		r.History.Settle(w.upstream.made(), time.Now().UTC())
+		if err := w.heal(ctx); err != nil {
+			return nil, fmt.Errorf("%w; found before: %v", err, r.Findings)
+		}
 	} else if err := r.settle(ctx, c, w, shared); err != nil {
 		r.find(recovers, err)
 	}
@@ -168,10 +171,7 @@ const settleWithin = 45 * time.Second
 // a client look at everything once more at each replica.
 func (r *Result) settle(ctx context.Context, c Config, w *world, shared *pool) error {
 	w.upstream.settle()
-	for _, relay := range append(append([]*cluster.Relay{}, w.relays...), w.Relays...) {
-		relay.Heal()
-	}
-	if err := w.awaitReady(ctx); err != nil {
+	if err := errors.Join(w.heal(ctx), w.awaitReady(ctx)); err != nil {
 		return err
 	}
 	last := &client{name: "last", random: rand.New(rand.NewPCG(c.Seed, 99)), world: w, pool: shared, history: r.History, began: time.Now()}

@@ -146,6 +146,30 @@ func TestFailedNoticeIsRetried(t *testing.T) {
 	}
 }
 
+// A process whose call of a receiver takes so long that another process takes over the channel
+// and delivers the notice does not put the notice into the queue again.
+func TestLateFailureDoesNotRepeatADelivery(t *testing.T) {
+	late, next := &receiver{block: make(chan struct{}), entered: make(chan struct{}, 1), err: errors.New("cut")}, &receiver{}
+	q := newQueue(t, map[string]notify.Notifier{"hook:dba": late})
+	q.add("hook:dba", broker.NoticePending, q.pending, 1)
+	paused, done := q.outbox, make(chan error, 1)
+	go func() {
+		_, err := paused.Deliver(t.Context(), noon)
+		done <- err
+	}()
+	<-late.entered
+	q.restart(map[string]notify.Notifier{"hook:dba": next})
+	q.deliver(noon)
+	close(late.block)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	q.deliver(noon.Add(time.Hour))
+	if got := next.count(); got != 1 {
+		t.Errorf("got %d deliveries by the process that took over, want 1", got)
+	}
+}
+
 func TestSlowChannelDelaysNoOther(t *testing.T) {
 	slow, quick := &receiver{block: make(chan struct{}), entered: make(chan struct{}, 2)}, &receiver{}
 	q := newQueue(t, map[string]notify.Notifier{"hook:slow": slow, "hook:quick": quick})

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"bytes"
+	"errors"
 	"path/filepath"
 	"testing"
 
@@ -15,6 +17,64 @@ func verifyLog(t testing.TB, src audit.Source) *verify.Report {
 		t.Fatalf("the log does not verify: %v", err)
 	}
 	return report
+}
+
+// A log has one checkpoint of a size, whatever several processes sign. One that shares its
+// database also refuses a checkpoint over records that the log does not have.
+func TestLogHasOneCheckpointOfASize(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "broker.db"))
+	first, second := newIssuance(t, 1), newIssuance(t, 2)
+	if err := first.store(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	head := s.Head()
+	log, err := s.Log(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := audit.NewSigner(testSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(size int64, root audit.Digest) []byte {
+		t.Helper()
+		signed, err := signer.Sign(audit.Checkpoint{Origin: log.Origin, Size: size, Root: root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return signed
+	}
+	right, wrong := sign(head.Size, head.Root), sign(head.Size, audit.Digest{1})
+	for range 2 { // after a lost answer, it is saved again
+		if err := s.SaveCheckpoint(t.Context(), head.Size, right); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.SaveCheckpoint(t.Context(), head.Size, wrong); !errors.Is(err, ErrCheckpoint) {
+		t.Errorf("got error %v for another checkpoint of the same size, want %v", err, ErrCheckpoint)
+	}
+	if saved, err := s.Checkpoint(t.Context()); err != nil || !bytes.Equal(saved, right) {
+		t.Errorf("got the checkpoint %q (%v), want the first", saved, err)
+	}
+	if !s.Shared() {
+		return
+	}
+	if err := second.store(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		size   int64
+		signed []byte
+	}{
+		"records that are not there yet": {head.Size + 9, sign(head.Size+9, head.Root)},
+		"other records":                  {head.Size + 1, sign(head.Size+1, head.Root)},
+		"fewer other records":            {head.Size - 1, sign(head.Size-1, head.Root)},
+		"another size":                   {head.Size + 1, right},
+	} {
+		if err := s.SaveCheckpoint(t.Context(), c.size, c.signed); !errors.Is(err, ErrCheckpoint) {
+			t.Errorf("%s: got error %v, want %v", name, err, ErrCheckpoint)
+		}
+	}
 }
 
 func TestLogSurvivesReopening(t *testing.T) {

@@ -2,6 +2,7 @@ package token
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -167,6 +168,63 @@ func TestTwoReplicasCreateOneKey(t *testing.T) {
 	}
 	if got, want := string(b.JWKS(issuertest.Noon)), string(a.JWKS(issuertest.Noon)); got != want || len(b.List()) != 2 {
 		t.Errorf("the replicas publish %s and %s, want the same 2 keys", want, got)
+	}
+}
+
+// others are the duties of a process while another one has them all.
+type others struct{ broker.Duties }
+
+func (others) Hold(ctx context.Context, _ ...string) broker.Hold { return none{broker.Alone.Hold(ctx)} }
+
+type none struct{ broker.Hold }
+
+func (none) Has(string) bool { return false }
+
+// One process rotates. The others start, read what it did, and retire no key twice.
+func TestOneReplicaRotates(t *testing.T) {
+	s := issuertest.Store(t)
+	cfg := testConfig(t, s, "ES256")
+	a := openKeys(t, cfg, issuertest.Noon)
+	cfg.Duties = others{broker.Alone}
+	b := openKeys(t, cfg, issuertest.Noon)
+	for hour := range 3 * 24 {
+		now := issuertest.Noon.Add(time.Duration(hour) * time.Hour)
+		if err := b.Step(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := string(b.JWKS(now)), string(a.JWKS(now)); got != want {
+			t.Fatalf("after %d hours: a process without the duty publishes %s, want %s", hour, got, want)
+		}
+		if err := a.Step(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Follow(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := string(b.JWKS(now)), string(a.JWKS(now)); got != want {
+			t.Fatalf("after %d hours: a process that follows publishes %s, want %s", hour, got, want)
+		}
+	}
+	before := s.Head().Size
+	for _, row := range must(s.SigningKeys(t.Context(), "token"))(t) {
+		if row.Sealed == nil {
+			if err := a.retire(t.Context(), row); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if after := s.Head().Size; after != before || before < 4 {
+		t.Errorf("got %d records after retired keys were retired again, want %d, and some rotations before", after, before)
+	}
+}
+
+func must[V any](v V, err error) func(*testing.T) V {
+	return func(t *testing.T) V {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
 	}
 }
 

@@ -53,7 +53,7 @@ var ours = map[string][]string{
 	"issuers/aws":               {"broker", "audit", "issuers/token", "internal/retryafter"}, // token signs its assertions
 	"issuers/ldap":              {"broker", "broker/membership"},
 	"issuers/scim":              {"broker", "broker/membership", "internal/outbound", "internal/retryafter"},
-	"issuers/issuertest":        {"broker", "audit", "store"},
+	"issuers/issuertest":        {"broker", "audit", "store", "internal/storetest/tables"},
 	"mcp":                       {"agent", "egress", "api", "audit", "broker", "internal/strictjson", "internal/visible"}, // audit and broker: the forms of trace contexts and ids
 	"notify":                    {"broker", "audit", "internal/outbound", "internal/retryafter", "internal/visible"},
 	"signals":                   {"attest/jwks", "broker", "broker/signal", "internal/outbound", "internal/retryafter", "internal/strictjson"},
@@ -71,6 +71,7 @@ var ours = map[string][]string{
 	"egress/scrub":              {"api"},
 	"internal/brokertest":       {"*"},
 	"internal/storetest":        {},
+	"internal/storetest/tables": {"internal/storetest", "store"},
 	"internal/brokertest/check": {"audit", "audit/verify", "broker", "store"},
 	"internal/devworld":         {"broker", "verify", "internal/config", "internal/service", "attest/localca"},
 	"internal/devworld/browser": {},

@@ -12,6 +12,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/internal/brokertest/check"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/notify"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
@@ -143,7 +144,7 @@ func newWorld(t testing.TB, cfg worldConfig) *world {
 	t.Helper()
 	_, measured := t.(*testing.B)
 	path := filepath.Join(t.TempDir(), "broker.db")
-	s, err := store.Open(t.Context(), store.Config{URL: store.URL(path), Reserve: 1 << 16, NoSync: !measured})
+	s, err := store.Open(t.Context(), store.Config{URL: tables.URL(t, path), Reserve: 1 << 16, NoSync: !measured})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/notify"
 	"accessbroker.internal/store"
 )
@@ -57,7 +58,7 @@ type queue struct {
 
 func newQueue(t *testing.T, byChannel map[string]notify.Notifier) *queue {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16, NoSync: true})
+	s, err := store.Open(t.Context(), store.Config{URL: tables.URL(t, filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16, NoSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ import (
 	"accessbroker.internal/broker/signal"
 	"accessbroker.internal/broker/supplier"
 	"accessbroker.internal/internal/brokertest/check"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/issuers/scim"
 	"accessbroker.internal/store"
 )
@@ -84,7 +85,7 @@ func newQuietWorld(t testing.TB, change func(*Config)) *world {
 	w := &world{t: t, log: new(syncBuffer), spec: loadSpec(t)}
 	ctx := t.Context()
 	_, measured := t.(*testing.B)
-	s, err := store.Open(ctx, store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 20, NoSync: !measured})
+	s, err := store.Open(ctx, store.Config{URL: tables.URL(t, filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 20, NoSync: !measured})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
 	"accessbroker.internal/internal/brokertest/check"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
 	"accessbroker.internal/tickets"
@@ -111,7 +112,7 @@ func inWorld(t *testing.T, annotations string, do func(w *world)) {
 // start opens the store and runs the loops.
 func (w *world) start(dir, annotations string) {
 	w.t.Helper()
-	s, err := store.Open(w.t.Context(), store.Config{URL: store.URL(filepath.Join(dir, "broker.db")), Reserve: 1 << 16, NoSync: true})
+	s, err := store.Open(w.t.Context(), store.Config{URL: tables.URL(w.t, filepath.Join(dir, "broker.db")), Reserve: 1 << 16, NoSync: true})
 	if err != nil {
 		w.t.Fatal(err)
 	}

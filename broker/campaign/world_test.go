@@ -16,6 +16,7 @@ import (
 	"accessbroker.internal/broker/campaign"
 	"accessbroker.internal/internal/brokertest/check"
 	"accessbroker.internal/internal/softkey"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
 )
@@ -71,7 +72,7 @@ quarterly:
 func newWorld(t testing.TB, plans string) *world {
 	t.Helper()
 	w := &world{
-		t: t, url: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"),
+		t: t, url: tables.URL(t, filepath.Join(t.TempDir(), "broker.db")),
 		files:  fstest.MapFS{"groups.yaml": {Data: []byte(groups)}, "a.cedar": {Data: []byte(cedar)}, "reviews.yaml": {Data: []byte(plans)}},
 		labels: []broker.WorkloadLabels{{Under: "spiffe://acme.test/agent", Kind: broker.KindAgent, Team: "support", Accountable: []string{"login/ana"}}},
 		left:   map[string]bool{}, manager: map[string]string{},

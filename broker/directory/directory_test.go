@@ -16,6 +16,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/directory"
 	"accessbroker.internal/internal/brokertest/check"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
 )
@@ -52,7 +53,7 @@ func (f *faults) Update(ctx context.Context, reads []broker.Key, g func(broker.T
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{URL: store.URL(filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16, NoSync: true})
+	s, err := store.Open(t.Context(), store.Config{URL: tables.URL(t, filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16, NoSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}

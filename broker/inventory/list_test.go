@@ -14,6 +14,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/inventory"
 	"accessbroker.internal/internal/brokertest/check"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
 )
@@ -47,7 +48,7 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{URL: store.URL(filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16, NoSync: true})
+	s, err := store.Open(t.Context(), store.Config{URL: tables.URL(t, filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16, NoSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"accessbroker.internal/broker"
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/internal/brokertest/check"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/store"
 )
 
@@ -24,7 +25,7 @@ type world struct {
 
 func newWorld(t *testing.T, wrap ...func(broker.Store) broker.Store) *world {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16})
+	s, err := store.Open(t.Context(), store.Config{URL: tables.URL(t, filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"accessbroker.internal/broker/session"
 	"accessbroker.internal/broker/signal"
 	"accessbroker.internal/internal/brokertest/check"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/policy"
 	"accessbroker.internal/store"
 )
@@ -61,7 +62,7 @@ type world struct {
 
 func newWorld(t *testing.T, rule signal.Rule) *world {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{URL: store.URL(filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16, NoSync: true})
+	s, err := store.Open(t.Context(), store.Config{URL: tables.URL(t, filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16, NoSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}

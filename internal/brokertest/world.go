@@ -21,6 +21,8 @@ import (
 	"accessbroker.internal/internal/config"
 	"accessbroker.internal/internal/devworld"
 	"accessbroker.internal/internal/service"
+	"accessbroker.internal/internal/storetest"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/store"
 )
 
@@ -51,14 +53,34 @@ func NewWorld(t testing.TB) *World {
 	if w.World, err = devworld.New(dir, at); err != nil {
 		t.Fatal(err)
 	}
+	text, err := os.ReadFile(w.ConfigFile())
+	if err == nil {
+		err = os.WriteFile(w.ConfigFile(), []byte(onDatabase(t, string(text), w.Path("broker.db"))), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		if _, err := os.Stat(w.Path("broker.db")); err == nil {
+		if _, err := os.Stat(w.Path("broker.db.checkpoint")); err == nil {
 			check.Database(t, w.Database(), check.Options{Except: w.forged})
 		}
 		check.Tokens(t, w.log.String())
 	})
 	return w
 }
+
+// onDatabase returns an operator's file whose store is the database that stands for a file.
+func onDatabase(t testing.TB, operatorFile, file string) string {
+	t.Helper()
+	if !storetest.Postgres() {
+		return operatorFile
+	}
+	text := strings.Replace(operatorFile, "store: sqlite:broker.db", "store: "+tables.URL(t, file), 1)
+	return strings.Replace(text, "  admin_socket:", "  checkpoint_file: broker.db.checkpoint\n  admin_socket:", 1)
+}
+
+// Database returns the URL of the broker's store.
+func (w *World) Database() string { return tables.URL(w.t, w.Path("broker.db")) }
 
 // Open opens a broker by the world's operator file, as "broker serve" does. ready may
 // be nil.

@@ -11,6 +11,7 @@ import (
 
 	"accessbroker.internal/audit"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/store"
 )
 
@@ -29,7 +30,7 @@ func Lease(now time.Time) broker.Lease {
 // Store returns a new SQLite store with an open log.
 func Store(t testing.TB) *store.Store {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{URL: "sqlite:" + filepath.Join(t.TempDir(), "broker.db"), Reserve: 1 << 16, NoSync: true})
+	s, err := store.Open(t.Context(), store.Config{URL: tables.URL(t, filepath.Join(t.TempDir(), "broker.db")), Reserve: 1 << 16, NoSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}

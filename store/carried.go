@@ -249,7 +249,8 @@ func (s *Store) moveSince(ctx context.Context, now int64) error {
 	})
 }
 
-// firstCarried returns the first live lease that is carried.
+// firstCarried returns the first live lease that is carried. If none is live, it returns the
+// last one that ended, so that a start after a quiet time reads no old requests.
 func (h *holdings) firstCarried(now int64) (id broker.LeaseID, ok bool) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
@@ -261,7 +262,7 @@ func (h *holdings) firstCarried(now int64) (id broker.LeaseID, ok bool) {
 			return e.id, true
 		}
 	}
-	return id, false
+	return h.dropped, !h.dropped.IsZero()
 }
 
 // loadCarried reads since.

@@ -463,3 +463,22 @@ func TestStatusListsFindCarriedLeases(t *testing.T) {
 		t.Errorf("the place is not set after the lease ended (%v)", err)
 	}
 }
+
+// After a quiet time, a start reads no requests whose leases have ended.
+func TestQuietTimeMovesSince(t *testing.T) {
+	s := newStore(t)
+	i := newIssuance(t, 1)
+	together(t, s, filing(&i))
+	later := i.request.ID.Time().Add(2 * time.Hour)
+	if _, err := s.Sweep(t.Context(), later); err != nil {
+		t.Fatal(err)
+	}
+	if string(s.w.carriedSince) < string(i.request.ID[:]) {
+		t.Errorf("a start reads from %x, want %x", s.w.carriedSince, i.request.ID)
+	}
+	next := newIssuanceAt(t, 2, later, 10*time.Minute)
+	together(t, s, filing(&next))
+	if got := carriedIDs(t, s); len(got) != 2 {
+		t.Errorf("%d leases are carried, want 2", len(got))
+	}
+}

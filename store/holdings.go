@@ -31,6 +31,7 @@ type holdings struct {
 	behind  []holding     // changes that were committed since the load began
 	tables  [2]leaseSet   // by liveTable and lingeringTable
 	kinds   map[int32]leaseKind
+	dropped broker.LeaseID           // the newest lease that Sweep dropped from live
 	stuck   map[broker.LeaseID]int64 // when the leases whose revocation fails become stuck
 }
 
@@ -315,6 +316,9 @@ func (h *holdings) drop(table int, ids []broker.LeaseID, now int64) {
 	defer h.mu.Unlock()
 	set := &h.tables[table]
 	for _, id := range ids {
+		if table == liveTable && compareIDs(id, h.dropped) > 0 {
+			h.dropped = id
+		}
 		// It may have been put again in the meantime.
 		if i, at, found := set.find(id); found && set.chunks[i].leases[at].until <= now {
 			set.remove(id)

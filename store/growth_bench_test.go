@@ -30,13 +30,13 @@ func BenchmarkGrowth(b *testing.B) {
 	for name, create := range growthDatabases(b) {
 		b.Run(name, func(b *testing.B) {
 			empty := create(b, "empty")
-			for _, n := range sizes(b, "HISTORY", 2_000) {
-				at := time.Now().Add(-40 * testDay)
-				b.Run(fmt.Sprintf("history-%d", n), func(b *testing.B) { benchmarkGrowth(b, empty, create(b, fmt.Sprint("history", n)), n, at) })
-			}
-			for _, n := range sizes(b, "ACTIVE", 2_000) {
-				at := time.Now().Add(-time.Minute)
-				b.Run(fmt.Sprintf("active-%d", n), func(b *testing.B) { benchmarkGrowth(b, empty, create(b, fmt.Sprint("active", n)), n, at) })
+			for kind, at := range map[string]time.Time{"HISTORY": time.Now().Add(-40 * testDay), "ACTIVE": time.Now().Add(-time.Minute)} {
+				for _, n := range sizes(b, kind, 2_000) {
+					name := fmt.Sprintf("%s-%d", strings.ToLower(kind), n)
+					full := create(b, strings.ReplaceAll(name, "-", "_"))
+					grown(b, full, n, at)
+					b.Run(name, func(b *testing.B) { benchmarkGrowth(b, empty, full, n) })
+				}
 			}
 		})
 	}
@@ -110,22 +110,30 @@ func createGrown(b *testing.B, server, name string) string {
 	return u.String()
 }
 
-// benchmarkGrowth fills a database, opens it again, and issues into it in turns with an empty
-// one.
-func benchmarkGrowth(b *testing.B, empty, full string, n int, at time.Time) {
-	s := openGrown(b, full)
+// grown fills a database.
+func grown(b *testing.B, u string, n int, at time.Time) {
+	s := openGrown(b, u)
 	start := time.Now()
 	grow(b, s, n, at)
 	b.Logf("wrote %d issuances in %s", n, time.Since(start).Round(time.Second))
+	for _, p := range []*projection{s.counting, s.surveying, s.tallying} {
+		if err := s.catchUp(b.Context(), p); err != nil {
+			b.Fatal(err)
+		}
+	}
 	if _, err := s.Sweep(b.Context(), time.Now()); err != nil {
 		b.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// benchmarkGrowth opens a database, and issues into it in turns with an empty one.
+func benchmarkGrowth(b *testing.B, empty, full string, n int) {
 	heap := heapInUse()
-	start = time.Now()
-	s = openGrown(b, full)
+	start := time.Now()
+	s := openGrown(b, full)
 	opened := time.Since(start)
 	if err := s.loadHoldings(b.Context()); err != nil {
 		b.Fatal(err)

@@ -371,6 +371,15 @@ type Readiness struct {
 	Ready    bool              `json:"ready"`
 	NotReady map[string]string `json:"not_ready,omitempty"` // by component: why it is not ready
 	Degraded map[string]string `json:"degraded,omitempty"`  // by component: faults that do not make it unready
+	Replica  *Replica          `json:"replica,omitempty"`   // that answers, of several on one database
+}
+
+// A Replica is one of the brokers that share a database.
+type Replica struct {
+	Revision    string         `json:"revision"`             // of the policies by which it decides
+	Config      string         `json:"configuration"`        // digest of what the files of all replicas must have alike
+	ClockOffset float64        `json:"clock_offset_seconds"` // by how much its clock is ahead of the database's
+	Replicas    map[string]int `json:"replicas"`             // all of them, by state: ready, not_ready or gone
 }
 
 // A Duration is a positive duration, on the wire a Go string such as "15m". Zero

@@ -44,6 +44,16 @@ func (s *Server) notReady(ctx context.Context) (failed, degraded map[string]stri
 	return r.last, r.degraded
 }
 
+// Checks returns the names of the checks of /readyz, and whether each fails.
+func (s *Server) Checks(ctx context.Context) map[string]bool {
+	failed, _ := s.notReady(ctx)
+	all := map[string]bool{}
+	for _, check := range s.cfg.Checks {
+		_, all[check.Name] = failed[check.Name]
+	}
+	return all
+}
+
 // NotReady returns the error texts of failing checks, by name.
 func (s *Server) NotReady(ctx context.Context) map[string]string {
 	failed, _ := s.notReady(ctx)
@@ -74,7 +84,13 @@ func (s *Server) readyz(c *call) (reply, error) {
 	if len(failed) > 0 {
 		status, code = http.StatusServiceUnavailable, "not_ready"
 	}
-	return reply{status: status, code: code, body: api.Readiness{Ready: len(failed) == 0, NotReady: failed, Degraded: degraded}}, nil
+	body := api.Readiness{Ready: len(failed) == 0, NotReady: failed, Degraded: degraded}
+	if s.cfg.Replica != nil {
+		if r := s.cfg.Replica(); r != nil && r.Replicas != nil {
+			body.Replica = &api.Replica{Revision: r.Revision, Config: r.Config, ClockOffset: r.ClockOffset, Replicas: r.Replicas}
+		}
+	}
+	return reply{status: status, code: code, body: body}, nil
 }
 
 // healthz reports that the process responds. It checks nothing else.

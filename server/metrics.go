@@ -28,6 +28,8 @@ type Gauges struct {
 	Keys             func() []KeySource
 	Memberships      func() []MembershipCount
 	Signals          func() []SignalGauge
+	Replica          func() *ReplicaGauge
+	Ready            func() map[string]bool // by check, whether it fails
 	Directory        func() []DirectoryGauge
 }
 
@@ -145,6 +147,12 @@ func (m *Metrics) read(g Gauges) {
 	}
 	if g.Signals != nil {
 		m.registry.MustRegister(signalCollector{g.Signals})
+	}
+	if g.Replica != nil {
+		m.registry.MustRegister(replicaCollector{g.Replica})
+	}
+	if g.Ready != nil {
+		m.registry.MustRegister(readyCollector{g.Ready})
 	}
 	if g.Keys != nil {
 		m.registry.MustRegister(keyCollector{g.Keys})

@@ -22,7 +22,9 @@ func fullMetrics() *Metrics {
 	memberships := func() []MembershipCount {
 		return []MembershipCount{{"directory", 2, map[string]int64{"added_again": 1}}}
 	}
-	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one, keys, memberships, func() []SignalGauge { return []SignalGauge{{"okta", 2, 30}} }, func() []DirectoryGauge { return []DirectoryGauge{{"corp", 3, 1, 2, 4, 60}} }})
+	replica := func() *ReplicaGauge { return &ReplicaGauge{"r1", "c1", 0.25, map[string]int{"ready": 2}} }
+	ready := func() map[string]bool { return map[string]bool{"store": true, "trust": false} }
+	m := NewMetrics(Build{}, Gauges{one, one, one, one, one, one, one, one, keys, memberships, func() []SignalGauge { return []SignalGauge{{"okta", 2, 30}} }, replica, ready, func() []DirectoryGauge { return []DirectoryGauge{{"corp", 3, 1, 2, 4, 60}} }})
 	for kind := broker.EventRequest; kind <= broker.EventNotified; kind++ {
 		m.Observe(broker.Event{Kind: kind, Entitlement: "tickets", Issuer: "token", Code: "ok", Took: time.Millisecond, TTL: time.Minute, Lag: time.Second})
 	}

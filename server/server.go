@@ -135,10 +135,11 @@ type Config struct {
 	// there are none.
 	Duties broker.Duties
 
-	Checks   []Check      // of /readyz
-	Warnings []Check      // of /readyz; they don't make the broker unready
-	Metrics  *Metrics     // nil: discarded
-	Logger   *slog.Logger // one event per request; nil: discarded
+	Replica  func() *ReplicaGauge // for /readyz; may be nil
+	Checks   []Check              // of /readyz
+	Warnings []Check              // of /readyz; they don't make the broker unready
+	Metrics  *Metrics             // nil: discarded
+	Logger   *slog.Logger         // one event per request; nil: discarded
 
 	DrainDelay   time.Duration // between /readyz failing and refusing connections; zero: none
 	DrainTimeout time.Duration // for running requests; zero: 20 s

@@ -229,7 +229,7 @@ that anyone can verify records everything that is issued.
 	}
 	add("client", a.requestCommand(), a.collectCommand(), a.requestsCommand(), a.showCommand(), a.withdrawCommand(), a.execCommand(), a.proxyCommand(), a.ciCommand(), a.awsCommand(), a.mcpCommand(),
 		a.leasesCommand(), a.membershipsCommand(), a.renewCommand(), a.returnCommand(), a.entitlementsCommand(), a.whoamiCommand(), a.svidCommand(), a.loginCommand(), a.logoutCommand(), a.approveCommand(), a.denyCommand(), a.reviewCommand(), a.assessCommand(), a.suppliersCommand())
-	add("operator", a.serveCommand(), a.devCommand(), a.demoCommand(), a.demoAgentCommand(), a.checkCommand(), a.storeCommand(), a.backupCommand(), a.restoreCommand(), a.reloadCommand(), a.killCommand(), a.blocksCommand(), a.signalsCommand(), a.keysCommand(), a.scimCommand(), a.policyCommand())
+	add("operator", a.serveCommand(), a.devCommand(), a.demoCommand(), a.demoAgentCommand(), a.checkCommand(), a.storeCommand(), a.backupCommand(), a.restoreCommand(), a.reloadCommand(), a.killCommand(), a.blocksCommand(), a.signalsCommand(), a.keysCommand(), a.replicasCommand(), a.scimCommand(), a.policyCommand())
 	add("auditor", a.auditCommand(), a.factsCommand(), a.identitiesCommand(), a.evidenceCommand())
 	root.AddCommand(a.versionCommand())
 	return root

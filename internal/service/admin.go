@@ -96,6 +96,7 @@ func (s *Service) adminHandler(rest http.Handler) http.Handler {
 		return map[string]int{"resealed": n}, err
 	})
 	handle("GET /admin/keys", func(context.Context, broker.Identity) (any, error) { return s.listKeys(), nil })
+	handle("GET /admin/replicas", func(ctx context.Context, _ broker.Identity) (any, error) { return s.listReplicas(ctx) })
 	s.handleSCIM(mux)
 	mux.Handle("/", rest)
 	return mux

@@ -74,6 +74,7 @@ func (s *Service) gauges() server.Gauges {
 		AuditUnpublished: func() float64 { return s.publisher.unpublished() },
 		StoreFilesLost:   func() float64 { return oneIf(s.store.FilesLost()) },
 	}
+	g.Replica, g.Ready = s.replicaGauge, s.readyGauge
 	g.Keys, g.Signals = s.keySources, s.signalGauges
 	g.Memberships, g.Directory = s.membershipCounts, s.directoryGauges
 	if s.config.WorkloadAPI != "" {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"accessbroker.internal/internal/config"
+	"accessbroker.internal/server"
 	"accessbroker.internal/store"
 )
 
@@ -28,7 +29,12 @@ func (s *Service) announce(ctx context.Context) error {
 	tick := time.NewTicker(store.ReplicaEvery)
 	defer tick.Stop()
 	for {
-		_ = s.announceOnce(ctx) // the checks of readiness report a database that is away
+		s.replicas.Store(nil) // unless they can be read
+		if err := s.announceOnce(ctx); err == nil {
+			if list, err := store.ReplicasOf(s.store).List(ctx); err == nil {
+				s.replicas.Store(&list)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			_ = store.ReplicasOf(s.store).Leave(ctx, s.replica)
@@ -51,4 +57,66 @@ func (s *Service) setCurrent(c *config.Config) {
 	digest := c.Digest()
 	s.current = c
 	s.digest.Store(&digest)
+}
+
+// A ReplicaState is a replica as operators see it.
+type ReplicaState struct {
+	Name     string    `json:"name"`
+	This     bool      `json:"this,omitempty"` // it is the one that answers
+	State    string    `json:"state"`          // ready, not_ready or gone
+	NotReady string    `json:"not_ready,omitempty"`
+	Version  string    `json:"version"`
+	Revision string    `json:"revision"`
+	Config   string    `json:"configuration"`
+	Clock    string    `json:"clock_offset"`
+	Started  time.Time `json:"started_at"`
+	Seen     time.Time `json:"seen_at"`
+}
+
+func stateOf(r *store.Replica) string {
+	switch {
+	case r.Gone():
+		return "gone"
+	case r.NotReady != "":
+		return "not_ready"
+	}
+	return "ready"
+}
+
+// listReplicas returns all replicas that were seen within the last hour.
+func (s *Service) listReplicas(ctx context.Context) ([]ReplicaState, error) {
+	list, err := store.ReplicasOf(s.store).List(ctx)
+	out := make([]ReplicaState, len(list))
+	for i, r := range list {
+		out[i] = ReplicaState{
+			Name: r.Name, This: r.Name == s.replica, State: stateOf(&r), NotReady: r.NotReady, Version: r.Build, Revision: r.Revision, Config: r.Config,
+			Clock: r.Clock.String(), Started: r.Started, Seen: r.Seen,
+		}
+	}
+	return out, err
+}
+
+// replicaGauge describes this replica.
+func (s *Service) replicaGauge() *server.ReplicaGauge {
+	if s.broker == nil { // it starts
+		return nil
+	}
+	r := &server.ReplicaGauge{Revision: s.broker.Rules().Revision.String(), Config: *s.digest.Load(), ClockOffset: s.store.ClockOffset().Seconds()}
+	if s.shared {
+		r.Replicas = map[string]int{"ready": 0, "not_ready": 0, "gone": 0}
+	}
+	if list := s.replicas.Load(); list != nil {
+		for _, one := range *list {
+			r.Replicas[stateOf(&one)]++
+		}
+	}
+	return r
+}
+
+// readyGauge returns the checks of /readyz, and whether each fails.
+func (s *Service) readyGauge() map[string]bool {
+	if s.server == nil { // it starts
+		return nil
+	}
+	return s.server.Checks(context.Background())
 }

@@ -120,6 +120,8 @@ type Service struct {
 	current *config.Config // whose rules are in force; guarded by reload
 	stale   staleRules
 	digest  atomic.Pointer[string] // of current
+
+	replicas atomic.Pointer[[]store.Replica] // as they were a moment ago; nil: unknown
 }
 
 // New opens everything that the settings name. It starts no listeners and no loops,
@@ -396,6 +398,7 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 		DrainDelay: c.Drain.Delay, DrainTimeout: c.Drain.Timeout,
 		CallsPerSecond: c.Admission.PerSecond, CallsAtOnce: c.Admission.Pending,
 		IntrospectionsPerSecond: c.Admission.ResourceServers.PerSecond, IntrospectionsAtOnce: c.Admission.ResourceServers.Pending,
+		Replica: s.replicaGauge,
 		Checks: []server.Check{
 			{Name: "store", Check: s.store.Ping},
 			{Name: "disk", Check: func(context.Context) error { return s.store.Degraded() }},

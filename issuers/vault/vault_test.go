@@ -23,6 +23,7 @@ import (
 // A fakeVault answers the requests that the broker sends to Vault, and can fail
 // at will. The end-to-end tests use a real Vault.
 type fakeVault struct {
+	at string
 	t  *testing.T
 	mu sync.Mutex
 	n  int
@@ -50,6 +51,7 @@ func startFake(t *testing.T) (*fakeVault, *Issuer) {
 	f := &fakeVault{t: t, tokens: map[string]*fakeToken{}, leases: map[string]string{}, listed: map[string]int{}}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
+	f.at = s.URL
 	return f, newIssuer(t, Config{Address: s.URL})
 }
 
@@ -65,6 +67,9 @@ func newIssuer(t *testing.T, cfg Config) *Issuer {
 	}
 	return v
 }
+
+// url returns the address of the fake.
+func (f *fakeVault) url() string { return f.at }
 
 // with installs a fault for all further calls. It returns true if it answered.
 func (f *fakeVault) with(fault func(w http.ResponseWriter, r *http.Request) bool) {

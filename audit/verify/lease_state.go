@@ -36,6 +36,11 @@ func (s *leaseState) check(r *audit.Record) string {
 	case audit.LogOpened:
 		s.all = r.Log != nil && r.Log.Previous == ""
 		return ""
+	case audit.RecoveryFound:
+		if r.Lease != nil && s.leases[r.Lease.ID].issued {
+			return "the credential is of a lease that this log has issued: it is not lost"
+		}
+		return ""
 	case audit.LeaseOpened, audit.LeaseIssued, audit.LeaseFailed, audit.LeaseCalled, audit.LeaseRevoking, audit.LeaseRevoked, audit.LeaseAbandoned:
 	default:
 		return ""

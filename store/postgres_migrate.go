@@ -20,7 +20,7 @@ import (
 
 // oldestProgram is the oldest version of the schema whose programs work with this one. Raise
 // it only when no supported program is older: see CONTRIBUTING.md.
-const oldestProgram = 12
+const oldestProgram = 13
 
 const schemaTables = `
 CREATE TABLE schema_version (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL, oldest INTEGER NOT NULL, migrated TIMESTAMPTZ NOT NULL);

@@ -107,7 +107,7 @@ func TestOneReplica(t *testing.T) {
 // TestReplicas checks three replicas on PostgreSQL, which fails over to a standby.
 func TestReplicas(t *testing.T) {
 	t.Parallel()
-	check(t, Config{Seed: seed(t), Length: length(t, 60*time.Second), Clients: 12, Replicas: 3, Postgres: true, Standby: true})
+	check(t, Config{Seed: seed(t), Length: length(t, 2*time.Minute), Clients: 12, Replicas: 3, Postgres: true, Standby: true})
 }
 
 // soakEnv makes TestSoak run for a time.

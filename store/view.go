@@ -158,10 +158,11 @@ func (v *viewTx) Leases(q broker.LeaseQuery) ([]*broker.Lease, broker.LeaseID, e
 }
 
 // selectLeasesBack reads leases from the newest. It also reads the requests without a
-// lease, so that a call reads a bounded number of rows; they have no body. A lease comes
-// before its request without one, which may have the same id: a page may end between them.
-const selectLeasesBack = `SELECT id, body, NULL FROM leases WHERE id < ?1
-	UNION ALL SELECT id, CASE WHEN lease IS NOT NULL THEN body END, lease FROM requests WHERE id < ?1 ORDER BY 1 DESC /*+, 2 DESC NULLS LAST*/ LIMIT ?2`
+// lease, so that a call reads a bounded number of rows; they have no body. A lease and
+// its request without one, which may have the same id, come in any order: see listing.read.
+// PostgreSQL sorts both tables unless each part has a limit.
+const selectLeasesBack = `/*+(*/SELECT id, body, NULL FROM leases WHERE id < ?1 /*+ORDER BY id DESC LIMIT ?2)*/
+	UNION ALL /*+(*/SELECT id, CASE WHEN lease IS NOT NULL THEN body END, lease FROM requests WHERE id < ?1 /*+ORDER BY id DESC LIMIT ?2)*/ ORDER BY 1 DESC LIMIT ?2`
 
 // carriedQuery selects candidates for wantsLease by the live leases that requests carry.
 // The holder is the requester, whose ID is at the beginning of the body.
@@ -247,15 +248,16 @@ type listing[R broker.Row] struct {
 // read returns the rows of the page. If there may be more rows, next is the last
 // id that it read, and zero otherwise.
 func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
-	scanned := 0
+	scanned, empty := 0, false // empty: the last row had no body
+	var earlier [16]byte       // the id before the last one
 	err = each(v.ctx, v.tx, l.query, l.args, func(rows *sql.Rows) error {
 		id, row, err := l.scan(rows)
 		if err != nil {
 			return err
 		}
 		scanned++
-		next = id
-		if row == nil {
+		earlier, next = next, id
+		if empty = row == nil; empty {
 			return nil
 		}
 		if r := row.(R); l.wanted(r) {
@@ -271,8 +273,11 @@ func (l *listing[R]) read(v *viewTx) (page []R, next [16]byte, err error) {
 	if err != nil {
 		return nil, [16]byte{}, unavailable("listing", err)
 	}
-	if scanned < maxScan {
+	switch {
+	case scanned < maxScan:
 		next = [16]byte{}
+	case empty:
+		next = earlier // a lease with the same id may follow: the next page begins with it
 	}
 	return page, next, nil
 }

@@ -15,10 +15,11 @@ func (a *app) replicasCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "replicas",
 		Short: "List the brokers that share the database, and whether they agree",
-		Long: `replicas asks the broker on this machine which brokers work on its database. Replicas
-agree if the columns REVISION and CONFIGURATION have one value each: the rules by which
-they decide, and what their files must have alike. A replica that has not announced itself
-for ten seconds is gone: it was ended, or can't reach the database.`,
+		Long: `replicas asks the broker on this machine which brokers work on its database.
+They agree if the columns REVISION and CONFIGURATION have one value each: the
+rules by which they decide, and what their files must have alike. A replica that
+has not announced itself for ten seconds is gone: it was ended, or can't reach
+the database.`,
 		Example: `  broker replicas
   broker replicas -o json`,
 		Args: exactly(0, "no arguments"),

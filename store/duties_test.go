@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 // openDuties returns a connection pool with an empty table of duties, and a function that
@@ -301,5 +305,46 @@ func TestLockExcludesOtherProcesses(t *testing.T) {
 	unlock()
 	if err := <-got; err != nil {
 		t.Errorf("b did not get the lock that a left: %v", err)
+	}
+}
+
+// One process writes the tables that follow the log. A reader in any process sees the records
+// of all that were committed before.
+func TestReadersSeeTheRecordsOfAllProcesses(t *testing.T) {
+	storetest.OnlyPostgres(t)
+	path := filepath.Join(t.TempDir(), "broker.db")
+	a, b := open(t, path), open(t, path)
+	for _, p := range []*projection{a.counting, a.surveying, a.tallying} {
+		if err := a.catchUpOnDuty(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range []*projection{b.counting, b.surveying, b.tallying} {
+		if err := b.catchUpOnDuty(t.Context(), p); err != nil || !p.theirs {
+			t.Errorf("%s: got %v, want that another process writes it (%v)", p.table, p.theirs, err)
+		}
+	}
+	for n := range 40 {
+		i := newIssuance(t, n)
+		if err := i.store(t.Context(), []*Store{a, b}[n%2]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range []*Store{b, a} {
+		for _, p := range []*projection{s.counting, s.surveying, s.tallying} {
+			if err := s.catchUp(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			err := s.View(t.Context(), func(tx broker.Tx) error {
+				behind, err := tx.(*viewTx).recordsBehind(p)
+				if behind != 0 {
+					t.Errorf("%s: %d records are not counted", p.table, behind)
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }

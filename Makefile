@@ -6,7 +6,7 @@ FUZZTIME ?= 10s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help build demo test servers e2e pictures soak lint bench bench-once fuzz fuzz-short mutate
+.PHONY: help build demo cluster test servers e2e pictures soak lint bench bench-once fuzz fuzz-short mutate
 
 # The date is the commit's, so that a build can be reproduced.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
@@ -34,6 +34,10 @@ demo: ## tell the whole story in the terminal
 		echo; echo "Two more chapters need real servers: a database user of Vault, and a session"; \
 		echo "at S3. Run make servers (about 25 minutes, once), then make demo again."; \
 	fi
+
+cluster: build ## run three brokers on PostgreSQL with a standby, behind HAProxy, on this machine
+	@cd e2e && $(GO) build -o ../bin/cluster ./cmd/cluster
+	@./bin/cluster run -broker bin/broker
 
 # The race detector covers all but the machine-made code of SQLite, in which it finds
 # nothing and spends most of its time. By default, it also delays the end of every

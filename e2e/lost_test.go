@@ -28,6 +28,13 @@ func askOnce(t testing.TB, c *api.Client, ask api.Ask, key string) (*api.Credent
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Idempotency-Key", key)
+	if c.Token != nil {
+		token, err := c.Token(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
 	r.GetBody = nil // with it, net/http may repeat the request
 	resp, err := c.HTTP.Do(r)
 	if err != nil {

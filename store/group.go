@@ -147,7 +147,7 @@ func (s *Store) attempt(group []*member, begun error) (err error) {
 	if err := s.checkFiles(); err != nil {
 		return err
 	}
-	s.unwritable.Store(nil)
+	s.recovered()
 	s.cfg.Observe(Commit{Members: g.members, Records: len(g.entries), Took: time.Since(start)})
 	return nil
 }

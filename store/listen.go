@@ -57,6 +57,7 @@ func (s *Store) runShared(ctx context.Context) error {
 		s.listenForever(ctx, heard, listening)
 	}()
 	every, failing := feedEvery, false
+	var probed time.Time
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	clean := time.NewTicker(feedLasts / 4)
@@ -81,8 +82,9 @@ func (s *Store) runShared(ctx context.Context) error {
 			tick.Reset(every)
 		case <-heard:
 		case <-tick.C:
-			if !failing && s.unwritable.Load() != nil {
-				_, _ = s.delete(ctx, deleteFeed, sweepBatch) // its commit clears unwritable
+			if !failing && s.unwritable.Load() != nil && time.Since(probed) > probeEvery {
+				probed = time.Now()
+				_ = s.probe(ctx) // its success is noted
 			}
 		case <-clean.C:
 			_, _ = s.delete(ctx, deleteFeed, feedBatch) // it is tried again

@@ -7,6 +7,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -155,14 +156,11 @@ func (c *postgresConn) look(ctx context.Context) error {
 		return nil
 	}
 	c.direct = true
-	set := "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"
-	if c.cfg.readOnly {
-		set = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+	set := c.cfg.limits.settings("SET")
+	if c.cfg.readOnly { // otherwise the server's default counts, so that an administrator can stop all writing
+		set = append(set, "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 	}
-	for _, s := range c.cfg.limits.settings("SET") {
-		set += "; " + s
-	}
-	return c.conn.PgConn().Exec(ctx, set).Close()
+	return c.conn.PgConn().Exec(ctx, strings.Join(set, "; ")).Close()
 }
 
 // Close implements driver.Conn.

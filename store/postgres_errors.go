@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"database/sql/driver"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -54,6 +56,16 @@ func away(err error) error {
 	return fmt.Errorf("%w: %s", broker.ErrUnavailable, cmp.Or(cause(err), "the database cannot be used"))
 }
 
+// Public returns an error as anyone may read it. Of an error of PostgreSQL, only the cause
+// remains, without names of hosts and roles.
+func Public(err error) error {
+	known, server, connecting := (*unavailableError)(nil), (*pgconn.PgError)(nil), (*pgconn.ConnectError)(nil)
+	if errors.As(err, &known) && cause(known.err) != "" || errors.As(err, &server) || errors.As(err, &connecting) {
+		return away(err)
+	}
+	return err
+}
+
 // troubled notes that the database cannot be written, and why.
 func (s *Store) troubled(err error) {
 	words := "the database cannot be written"
@@ -62,6 +74,48 @@ func (s *Store) troubled(err error) {
 	}
 	s.unwritable.Store(&words)
 }
+
+// recovered notes that a group was committed. On a full disk, a group whose rows fit into pages
+// that the tables have proves nothing: see probe.
+func (s *Store) recovered() {
+	if why := s.unwritable.Load(); why != nil && *why != causes[diskFull] {
+		s.unwritable.Store(nil)
+	}
+}
+
+const (
+	diskFull = "53100"
+
+	// probeEvery is the pause between attempts to write, while the database can't be written.
+	probeEvery = 200 * time.Millisecond
+
+	// probeSize is more than what tables have left in their pages.
+	probeSize = 1 << 20
+)
+
+// probe tries to write. After a full disk, it writes so much that the disk must have space.
+func (s *Store) probe(ctx context.Context) error {
+	why := s.unwritable.Load()
+	if why == nil || *why != causes[diskFull] {
+		_, err := s.delete(ctx, deleteFeed, sweepBatch)
+		return err
+	}
+	block := make([]byte, probeSize)
+	_, _ = rand.Read(block) // never fails
+	err := s.exec(ctx, func(ctx context.Context, w *writer) error {
+		if err := w.exec(ctx, "INSERT INTO commits (seq, nonce, at, changes) VALUES (?, ?, 0, ?)", probeSeq, block[:1], block); err != nil {
+			return err
+		}
+		return w.exec(ctx, "DELETE FROM commits WHERE seq = ?", probeSeq)
+	})
+	if err == nil {
+		s.unwritable.CompareAndSwap(why, nil)
+	}
+	return err
+}
+
+// probeSeq is the number of no commit.
+const probeSeq = -1
 
 // selectReadOnly reports whether a server accepts no writes. The connections of readers are
 // read-only themselves, so it reads what the setting is without them.

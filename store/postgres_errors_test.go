@@ -83,8 +83,12 @@ func TestConnectErrorsNameNoHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = pgconn.Connect(t.Context(), "postgres://secret-role:secret-password@"+address+"/broker?sslmode=disable")
-	if got := away(err).Error(); !strings.Contains(got, "no database listens at its address") || strings.Contains(got, "secret") || strings.Contains(got, "127.0.0.1") {
+	err = unavailable("reading", err)
+	if got := Public(fmt.Errorf("the rules: %w", err)).Error(); !strings.Contains(got, "no database listens at its address") || strings.Contains(got, "secret") || strings.Contains(got, "127.0.0.1") {
 		t.Errorf("got %q from %v", got, err)
+	}
+	if other := errors.New("the bundle is old"); Public(other) != other || Public(nil) != nil {
+		t.Error("Public changes errors that are not the database's")
 	}
 }
 

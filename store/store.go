@@ -276,7 +276,19 @@ type Head struct {
 // Head returns the end of the log as of the last commit.
 func (s *Store) Head() Head { return *s.head.Load() }
 
+// An unavailableError is an error of the database, which is a broker.ErrUnavailable.
+type unavailableError struct {
+	doing string
+	err   error
+}
+
+func (e *unavailableError) Error() string {
+	return fmt.Sprintf("%s: %s: %s", e.doing, broker.ErrUnavailable, e.err)
+}
+
+func (e *unavailableError) Unwrap() []error { return []error{broker.ErrUnavailable, e.err} }
+
 // unavailable wraps an error of the database as broker.ErrUnavailable.
 func unavailable(doing string, err error) error {
-	return fmt.Errorf("%s: %w: %w", doing, broker.ErrUnavailable, err)
+	return &unavailableError{doing, err}
 }

@@ -41,7 +41,7 @@ func NewPgBouncer(ctx context.Context, dir, target string) (b *PgBouncer, err er
 	if err := b.write(target); err != nil {
 		return nil, err
 	}
-	if err := giveToPostgres(b.dir); err != nil {
+	if err := GiveToPostgres(b.dir); err != nil {
 		return nil, err
 	}
 	return b, b.Start(ctx)

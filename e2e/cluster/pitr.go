@@ -15,7 +15,7 @@ func Archive() (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "archive-"); err != nil {
 		return "", err
 	}
-	return dir, giveToPostgres(dir)
+	return dir, GiveToPostgres(dir)
 }
 
 // BaseBackup copies the running server into a new folder, from which Rewind restores it.

@@ -31,6 +31,7 @@ type PostgresOptions struct {
 	Name     string   // of its process and its folder; default: postgres
 	WAL      string   // a folder for the write-ahead log; default: in the data folder
 	Settings []string // lines of postgresql.conf
+	Tables   string   // a folder for the broker's tables; default: in the data folder
 }
 
 // A Postgres is a real PostgreSQL on loopback that requires a password from every user.
@@ -40,6 +41,7 @@ type Postgres struct {
 	Port int
 
 	bin, dir, name string
+	tables         string // see PostgresOptions
 	server         *Process
 }
 
@@ -59,6 +61,7 @@ func NewPostgres(ctx context.Context, dir string, o PostgresOptions) (*Postgres,
 	}
 	args := []string{"--pgdata", p.Data(), "--username", Admin, "--pwfile", password,
 		"--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync"}
+	p.tables = o.Tables
 	if o.WAL != "" {
 		args = append(args, "--waldir", o.WAL, "--wal-segsize", "1")
 	}
@@ -81,11 +84,11 @@ func newPostgres(dir, name string) (p *Postgres, err error) {
 	if err := os.Mkdir(p.dir, 0o700); err != nil {
 		return nil, err
 	}
-	return p, giveToPostgres(p.dir)
+	return p, GiveToPostgres(p.dir)
 }
 
-// giveToPostgres lets the user that runs PostgreSQL use a folder.
-func giveToPostgres(dir string) error {
+// GiveToPostgres lets the user that runs PostgreSQL use a folder.
+func GiveToPostgres(dir string) error {
 	if os.Getuid() != 0 {
 		return nil
 	}
@@ -294,6 +297,13 @@ func (p *Postgres) CreateDatabase(ctx context.Context, name string) error {
 			return err
 		}
 	}
-	_, err := p.Exec(ctx, "postgres", fmt.Sprintf("CREATE DATABASE %s OWNER %s", name, Owner))
+	create := fmt.Sprintf("CREATE DATABASE %s OWNER %s", name, Owner)
+	if p.tables != "" {
+		if _, err := p.Exec(ctx, "postgres", "CREATE TABLESPACE tables LOCATION '"+p.tables+"'"); err != nil {
+			return err
+		}
+		create += " TABLESPACE tables"
+	}
+	_, err := p.Exec(ctx, "postgres", create)
 	return err
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"time"
 )
 
@@ -14,8 +15,12 @@ func (p *Postgres) NewStandby(ctx context.Context, dir, name string) (*Postgres,
 		return nil, err
 	}
 	source := fmt.Sprintf("host=127.0.0.1 port=%d user=%s application_name=%s", p.Port, Admin, name)
-	if err := s.run(ctx, "pg_basebackup", "--pgdata", s.Data(), "--dbname", source, "--no-password", "--write-recovery-conf",
-		"--wal-method", "stream", "--checkpoint", "fast", "--no-sync"); err != nil {
+	args := []string{"--pgdata", s.Data(), "--dbname", source, "--no-password", "--write-recovery-conf",
+		"--wal-method", "stream", "--checkpoint", "fast", "--no-sync"}
+	if p.tables != "" {
+		args = append(args, "--tablespace-mapping", p.tables+"="+filepath.Join(s.dir, "tables"))
+	}
+	if err := s.run(ctx, "pg_basebackup", args...); err != nil {
 		return nil, err
 	}
 	if err := s.Configure("unix_socket_directories = '" + s.dir + "'"); err != nil {

@@ -145,9 +145,7 @@ func (w *World) databases(ctx context.Context) (err error) {
 	if err := w.Postgres.CreateDatabase(ctx, Database); err != nil {
 		return err
 	}
-	// The brokers have a role of their own, which owns nothing.
-	env := append(os.Environ(), "OWNER_URL="+w.Postgres.DSN(Owner, Database))
-	if _, err := run(ctx, w.o.Binary, env, "store", "migrate", "--store", "env:OWNER_URL", "--grant", Role); err != nil {
+	if _, err := run(ctx, w.o.Binary, []string{"STORE=" + w.Postgres.DSN(Owner, Database)}, "store", "migrate", "--store", "env:STORE", "--grant", Role); err != nil {
 		return err
 	}
 	if w.o.Standby {
@@ -251,7 +249,7 @@ func (w *World) operatorFile(b *Broker, i int, file string) (string, error) {
 func (w *World) StartBrokers(ctx context.Context) (err error) {
 	var all errgroup.Group
 	for i, b := range w.Replicas {
-		if i == 0 { // it creates the tables
+		if i == 0 { // it opens the log
 			if err := b.Start(ctx); err != nil {
 				return err
 			}
@@ -300,7 +298,7 @@ func (w *World) Client(b *Broker, id string) *api.Client {
 // Environment returns the variables with which the command line calls the broker as an
 // identity of the dev world.
 func (w *World) Environment(identity string) []string {
-	return []string{"SPIFFE_ENDPOINT_SOCKET=unix://" + w.Dev.Socket(identity), "BROKER_URL=" + w.URL()}
+	return []string{"SPIFFE_ENDPOINT_SOCKET=unix://" + w.Dev.Socket(identity), "BROKER_URL=" + w.URL(), "BROKER_ID=" + devworld.BrokerID, "BROKER_CA=" + w.Dev.Bundle()}
 }
 
 // Close ends everything. It returns an error if a replica did not end in an orderly way.

@@ -399,13 +399,13 @@ func (s *Service) serverConfig(authenticate func(*http.Request, ...string) (brok
 		CallsPerSecond: c.Admission.PerSecond, CallsAtOnce: c.Admission.Pending,
 		IntrospectionsPerSecond: c.Admission.ResourceServers.PerSecond, IntrospectionsAtOnce: c.Admission.ResourceServers.Pending,
 		Replica: s.replicaGauge,
-		Checks: []server.Check{
+		Checks: public([]server.Check{
 			{Name: "store", Check: s.store.Ping},
 			{Name: "disk", Check: func(context.Context) error { return s.store.Degraded() }},
 			{Name: "trust", Check: func(context.Context) error { return s.trust.Ready() }},
 			{Name: "rules", Check: s.checkRules},
-		},
-		Warnings: s.readyWarnings(),
+		}),
+		Warnings: public(s.readyWarnings()),
 		Metrics:  s.metrics, Logger: s.log,
 	}
 }

@@ -26,13 +26,15 @@ type Store interface {
 }
 
 // A Reader reads single rows without a transaction. Each answer includes every Update
-// that returned before the call, from this Broker or from others with the same Store. A
+// that returned before the call, from this Broker or from others on the same database. A
 // Reader is safe for concurrent use.
 type Reader interface {
 	// Lease returns a lease, which the caller must not change, or ErrNotFound.
 	Lease(ctx context.Context, id LeaseID) (*Lease, error)
 
-	// Standing returns a standing, which the caller may change, or ErrNotFound.
+	// Standing returns a standing, which the caller may change, or ErrNotFound. It may lack
+	// Updates of other processes on the same database that returned in the last second, so
+	// an Update that rests on a standing names it in its reads.
 	Standing(ctx context.Context, subject StandingKey) (*Standing, error)
 
 	// Blocked reports whether one of the blocks is in force.

@@ -77,6 +77,7 @@ type feed struct {
 	seq   int64      // of the last commit that memory contains
 	nonce []byte     // of the same
 	head  Head       // of the same
+	asked time.Time  // memory contains what was committed before
 	lost  error      // ErrRewound, once it happened
 
 	flights   sync.Mutex
@@ -117,6 +118,33 @@ func (s *Store) fresh(ctx context.Context) error {
 		return mine.err
 	case <-ctx.Done():
 		return unavailable("reading the commits of other brokers", context.Cause(ctx))
+	}
+}
+
+// standingsLag is how long a standing that is read from memory may lack the commits of other
+// replicas. A decision that rests on a standing reads it again in its transaction.
+const standingsLag = 250 * time.Millisecond
+
+// freshWithin is fresh, except that memory may lag.
+func (s *Store) freshWithin(ctx context.Context, lag time.Duration) error {
+	if s.feed == nil {
+		return nil
+	}
+	s.feed.mu.Lock()
+	recent, lost := time.Since(s.feed.asked) <= lag, s.feed.lost
+	s.feed.mu.Unlock()
+	if recent || lost != nil {
+		return lost
+	}
+	return s.fresh(ctx)
+}
+
+// caughtUp notes that memory contains what was committed before a time.
+func (f *feed) caughtUp(asked time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if asked.After(f.asked) {
+		f.asked = asked
 	}
 }
 
@@ -200,7 +228,11 @@ func (s *Store) readFeed(ctx context.Context) error {
 		return unavailable("reading the commits of other brokers", err)
 	}
 	s.clock.measured(p.at, sent, time.Now())
-	return s.catchUpTo(ctx, f.db, p, seq, nonce)
+	if err := s.catchUpTo(ctx, f.db, p, seq, nonce); err != nil {
+		return err
+	}
+	f.caughtUp(sent)
+	return nil
 }
 
 // catchUpTo applies a page of the feed that was read after the commit seq, whose nonce is

@@ -132,11 +132,14 @@ func (e *postgresEngine) begin(ctx context.Context, s *Store) error {
 	s.clock.measured(l.at, sent, time.Now())
 	switch {
 	case w.tree == nil:
-		return e.start(ctx, s, &l)
-	case l.seq == w.seq && bytes.Equal(l.nonce, w.nonce):
-		return nil
+		err = e.start(ctx, s, &l)
+	case l.seq != w.seq || !bytes.Equal(l.nonce, w.nonce):
+		err = e.catchUp(ctx, s, &l)
 	}
-	return e.catchUp(ctx, s, &l)
+	if err == nil {
+		s.feed.caughtUp(sent)
+	}
+	return err
 }
 
 // start reads what the writer keeps in memory, for its first group.

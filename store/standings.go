@@ -100,7 +100,7 @@ func (s *Store) loadStandings(ctx context.Context) error {
 
 // Standing implements broker.Reader.
 func (s *Store) Standing(ctx context.Context, subject broker.StandingKey) (*broker.Standing, error) {
-	if err := s.fresh(ctx); err != nil {
+	if err := s.freshWithin(ctx, standingsLag); err != nil {
 		return nil, err
 	}
 	body, loaded := s.standings.get(subject)

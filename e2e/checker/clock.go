@@ -11,7 +11,7 @@ import (
 )
 
 // clockSchema puts a function before the server's own clock in the search path of the
-// broker's role, so that the clock of the database can differ from that of the replicas. The
+// database, so that the clock of the database can differ from that of the replicas. The
 // machine has one clock.
 const clockSchema = `
 CREATE SCHEMA clocks;
@@ -21,7 +21,7 @@ CREATE FUNCTION clocks.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATI
 	'SELECT pg_catalog.clock_timestamp() + by FROM clocks.ahead';
 GRANT USAGE ON SCHEMA clocks TO PUBLIC;
 GRANT SELECT ON clocks.ahead TO PUBLIC;
-ALTER ROLE ` + cluster.Owner + ` IN DATABASE ` + cluster.Database + ` SET search_path = public, clocks, pg_catalog;
+ALTER DATABASE ` + cluster.Database + ` SET search_path = public, clocks, pg_catalog;
 `
 
 // prepareClock makes setClock work. It precedes the first connection of a broker.

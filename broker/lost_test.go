@@ -8,11 +8,13 @@ import (
 	"time"
 
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 // Without its database, the broker issues nothing, and revocations reach the
 // issuers: of the holder, of the kill switch and of the reaper.
 func TestRevocationsWithoutTheDatabase(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are the server's")
 	system := &system{live: map[string]time.Time{}}
 	w := newWorld(t, worldConfig{issuers: map[string]broker.Issuer{"db": system, "tickets": signer{}}})
 	caller, operator := broker.Self(agent(noon), noon), broker.Caller{Actor: broker.Identity{ID: "operator", Kind: broker.KindOperator}, At: noon}

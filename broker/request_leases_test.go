@@ -13,6 +13,7 @@ import (
 
 	"accessbroker.internal/audit/verify"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 	"accessbroker.internal/internal/storetest/tables"
 	"accessbroker.internal/store"
 )
@@ -106,6 +107,7 @@ func sortIDs(ids []broker.LeaseID) {
 // The database of an earlier version (schema version 6) keeps its leases, finds those
 // of a request, and continues.
 func TestDatabaseOfVersion6(t *testing.T) {
+	storetest.OnlySQLite(t, "databases from before PostgreSQL")
 	path := unzip(t, filepath.Join("..", "store", "testdata", "version6.db.gz"))
 	s, err := store.Open(t.Context(), store.Config{URL: tables.URL(t, path), Reserve: 1 << 16, NoSync: true, Existing: true})
 	if err != nil {

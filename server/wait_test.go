@@ -13,11 +13,13 @@ import (
 
 	"accessbroker.internal/api"
 	"accessbroker.internal/broker"
+	"accessbroker.internal/internal/storetest"
 )
 
 // Waiting long polls and event streams do not read the database. A change costs one
 // read, by the long poll of the changed request.
 func TestWaitingCostsNoReads(t *testing.T) {
+	storetest.OnlySQLite(t, "its time stands still, and the server's does not")
 	t.Parallel()
 	t.Run("no waiters", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 0, 0) }) })
 	t.Run("many waiters", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { countReads(t, 1000, 200) }) })

@@ -189,6 +189,17 @@ type feedPage struct {
 	seq   int64     // of the head
 	nonce []byte
 	notes []*commitNote
+	odd   bool // a newer version wrote a note that this one can't read
+}
+
+// leads reports whether the notes lead from a commit to the head.
+func (p *feedPage) leads(from int64) bool {
+	return !p.odd && len(p.notes) > 0 && p.notes[0].seq == from+1 && p.notes[len(p.notes)-1].seq == p.seq
+}
+
+// forks reports whether the note after a commit names another one before it.
+func (p *feedPage) forks(from int64, nonce []byte) bool {
+	return !p.odd && len(p.notes) > 0 && p.notes[0].seq == from+1 && !bytes.Equal(p.notes[0].before, nonce)
 }
 
 func readFeedPage(ctx context.Context, q queryer, after int64) (p feedPage, err error) {
@@ -208,7 +219,8 @@ func readFeedPage(ctx context.Context, q queryer, after int64) (p feedPage, err 
 		}
 		n := &commitNote{seq: seq.Int64, nonce: nonce}
 		p.notes = append(p.notes, n)
-		return n.decode(changes)
+		p.odd = n.decode(changes) != nil || p.odd // memory is read again
+		return nil
 	})
 	return p, err
 }
@@ -239,14 +251,12 @@ func (s *Store) readFeed(ctx context.Context) error {
 // given.
 func (s *Store) catchUpTo(ctx context.Context, q queryer, p feedPage, seq int64, nonce []byte) error {
 	switch {
-	case p.seq < seq, p.seq == seq && !bytes.Equal(p.nonce, nonce):
+	case p.seq < seq, p.seq == seq && !bytes.Equal(p.nonce, nonce), p.forks(seq, nonce):
 		return s.rewind()
 	case p.seq == seq:
 		return nil
-	case len(p.notes) == 0, p.notes[0].seq != seq+1, p.notes[len(p.notes)-1].seq != p.seq:
+	case !p.leads(seq):
 		return s.skipTo(ctx, q, p)
-	case !bytes.Equal(p.notes[0].before, nonce):
-		return s.rewind()
 	}
 	for _, n := range p.notes {
 		s.apply(n)
@@ -382,8 +392,8 @@ func (g *group) note() *commitNote {
 		}
 		if number, ok := g.w.kinds[r.index.kind]; ok {
 			n.kinds[r.index.kind] = number
-		} else {
-			n.kinds[r.index.kind] = g.newKinds[r.index.kind]
+		} else if number, ok := g.newKinds[r.index.kind]; ok {
+			n.kinds[r.index.kind] = number
 		}
 	}
 	return n

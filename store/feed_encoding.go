@@ -51,6 +51,9 @@ func (n *commitNote) decode(changes []byte) error {
 		if r.noteFields(one, n.kinds); one.err != nil {
 			return one.err
 		}
+		if r.table == tableCount {
+			continue
+		}
 		if r.key, err = r.table.key(r.id); err != nil {
 			return err
 		}
@@ -63,10 +66,11 @@ func (n *commitNote) decode(changes []byte) error {
 func (r *row) noteFields(c *coder, kinds kindNumbers) {
 	number := int64(r.table)
 	c.fields(&number, &r.id)
-	if r.table = table(number); r.table >= tableCount {
-		c.err = errBody
+	if number < 0 || number >= int64(tableCount) {
+		r.table = tableCount // of a newer version, so memory has nothing of it
 		return
 	}
+	r.table = table(number)
 	const first = 3
 	switch r.table {
 	case blocks, revision, standings:
@@ -96,12 +100,14 @@ func (r *row) noteFields(c *coder, kinds kindNumbers) {
 		if !c.reading {
 			return
 		}
-		if copy(x.request[:], request) != len(x.request) || kind <= 0 && x.kind != (leaseKind{}) {
+		if copy(x.request[:], request) != len(x.request) || kind < 0 {
 			c.err = errBody
 			return
 		}
 		copy(x.listed.List[:], list)
 		x.listed.Index, x.holder = uint32(index), holder
-		kinds[x.kind] = int32(kind)
+		if kind > 0 { // otherwise the lease has not worked, and is in no table that counts kinds
+			kinds[x.kind] = int32(kind)
+		}
 	}
 }

@@ -99,6 +99,11 @@ func currentLog(ctx context.Context, q queryer) (l Log, err error) {
 // such record.
 func (s *Store) Record(ctx context.Context, index int64) (audit.Item, error) {
 	item := audit.Item{Index: index}
+	if index >= s.Head().Size {
+		if err := s.fresh(ctx); err != nil { // another process may have appended it
+			return item, err
+		}
+	}
 	if head := s.Head(); index < 0 || index >= head.Size {
 		return item, fmt.Errorf("reading record %d of %d: %w", index, head.Size, broker.ErrNotFound)
 	}

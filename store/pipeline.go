@@ -36,6 +36,9 @@ func (p *pipeline) add(query string, args []any) error {
 		if err != nil {
 			return fmt.Errorf("binding parameter %d: %w", i+1, err)
 		}
+		if b, ok := value.([]byte); ok && b == nil {
+			value = nil // NULL, as on SQLite
+		}
 		row[i] = value
 	}
 	if p.by == nil {

@@ -177,7 +177,7 @@ func (c *postgresConn) Begin() (driver.Tx, error) {
 
 // BeginTx implements driver.ConnBeginTx. The first query begins the transaction.
 func (c *postgresConn) BeginTx(_ context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	begin := "BEGIN"
+	begin := beginWriting
 	switch {
 	case c.cfg.readOnly || opts.ReadOnly:
 		begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -189,6 +189,11 @@ func (c *postgresConn) BeginTx(_ context.Context, opts driver.TxOptions) (driver
 	c.begin, c.inTx = c.start(begin), true
 	return postgresTx{c}, nil
 }
+
+// beginWriting begins a transaction that writes. It states the isolation, which may have
+// another default in the database or for the role: a group waits for the lock on the head, and
+// then has to see what the others committed.
+const beginWriting = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 // start returns the statements that begin a transaction.
 func (c *postgresConn) start(begin string) []string {

@@ -26,11 +26,12 @@ import (
 // The row of this process in the table writers has the nonce of its last commit. So a COMMIT
 // whose answer was lost is found or missing there, however much others have committed since.
 type postgresEngine struct {
-	cfg     postgresConfig
-	process string // this process, in writers
-	types   columnTypes
-	pipe    *pipeline // of the group that is being flushed; nil: none
-	refused bool      // the server refused the last commit, so nothing of it happened
+	cfg      postgresConfig
+	process  string      // this process, in writers
+	troubled func(error) // called while an outcome cannot be found out
+	types    columnTypes
+	pipe     *pipeline // of the group that is being flushed; nil: none
+	refused  bool      // the server refused the last commit, so nothing of it happened
 }
 
 // writerTables is the table of the processes that write. Only PostgreSQL has it.
@@ -84,7 +85,7 @@ const lockHead = `SELECT epoch, size, root, time, blocks, nonce, seq,
 // lock begins a transaction and locks the head row.
 func (e *postgresEngine) lock(ctx context.Context, w *writer) (l lockedHead, err error) {
 	err = e.raw(w, func(c *postgresConn) error {
-		c.begin, c.inTx = c.start("BEGIN"), true // sent with the query
+		c.begin, c.inTx = c.start(beginWriting), true // sent with the query
 		return nil
 	})
 	if err != nil {
@@ -111,7 +112,7 @@ func (e *postgresEngine) begin(ctx context.Context, s *Store) error {
 	ctx, cancel := context.WithTimeout(ctx, beginTimeout)
 	defer cancel()
 	w := s.w
-	e.refused = false
+	e.refused, e.pipe = false, nil // a group may have failed before its statements were sent
 	if err := e.usable(ctx, w); err != nil {
 		return err
 	}
@@ -167,10 +168,10 @@ func (e *postgresEngine) catchUp(ctx context.Context, s *Store, l *lockedHead) e
 	if err != nil {
 		return fmt.Errorf("reading the commits of other brokers: %w", err)
 	}
-	if l.seq < w.seq || l.seq == w.seq && !bytes.Equal(l.nonce, w.nonce) || len(p.notes) > 0 && p.notes[0].seq == w.seq+1 && !bytes.Equal(p.notes[0].before, w.nonce) {
+	if l.seq < w.seq || l.seq == w.seq && !bytes.Equal(l.nonce, w.nonce) || p.forks(w.seq, w.nonce) {
 		return s.rewind()
 	}
-	if len(p.notes) == 0 || p.notes[0].seq != w.seq+1 || p.notes[len(p.notes)-1].seq != l.seq {
+	if !p.leads(w.seq) {
 		if err := s.skipTo(ctx, w.conn, p); err != nil {
 			return err
 		}
@@ -201,6 +202,8 @@ func (e *postgresEngine) fetch(ctx context.Context, w *writer, wanted *[tableCou
 			list = append(list, table(t))
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.limits.answer())
+	defer cancel()
 	return e.raw(w, func(c *postgresConn) error {
 		b := &pgconn.Batch{}
 		for _, t := range list {
@@ -246,6 +249,8 @@ func (e *postgresEngine) exec(ctx context.Context, w *writer, query string, args
 	if e.pipe != nil {
 		return 0, e.pipe.add(query, args)
 	}
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.limits.answer())
+	defer cancel()
 	result, err := w.conn.ExecContext(ctx, query, args...)
 	if err != nil {
 		return 0, err
@@ -298,6 +303,7 @@ func (e *postgresEngine) committed(ctx context.Context, w *writer, nonce []byte)
 		if err == nil {
 			return happened, nil
 		}
+		e.troubled(err)
 		time.Sleep(pause)
 	}
 }

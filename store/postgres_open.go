@@ -27,7 +27,7 @@ func (s *Store) openShared(ctx context.Context) error {
 	_, _ = rand.Read(process) // never fails
 	// A process that stops in the middle of a group must not keep the others from theirs.
 	writing := postgresLimits{statement: 30 * time.Second, lock: 10 * time.Second, idle: groupIdles}
-	e := &postgresEngine{cfg: postgresConfig{settings: settings, limits: writing}, process: hex.EncodeToString(process)}
+	e := &postgresEngine{cfg: postgresConfig{settings: settings, limits: writing}, process: hex.EncodeToString(process), troubled: s.troubled}
 	s.w = newWriter(e, url.String())
 	s.openClaims(settings, e.process)
 	reading := postgresConfig{settings: settings, readOnly: true}

@@ -81,7 +81,7 @@ func (c *postgresConn) send(ctx context.Context, text string, v values) (*postgr
 	}
 	before, after := c.begin, ""
 	if !c.inTx && !c.direct {
-		before, after = c.start("BEGIN"), "COMMIT"
+		before, after = c.start(beginWriting), "COMMIT"
 		if c.cfg.readOnly {
 			before[0] = "BEGIN READ ONLY"
 		}
@@ -110,7 +110,7 @@ func (c *postgresConn) send(ctx context.Context, text string, v values) (*postgr
 	c.begin = nil
 	for range before {
 		if !rows.all.NextResult() {
-			return nil, rows.all.Close()
+			return nil, rows.discard(nil)
 		}
 		if _, err := rows.all.ResultReader().Close(); err != nil {
 			return nil, rows.discard(err)

@@ -65,22 +65,26 @@ func (s *standingSet) get(key broker.StandingKey) (body []byte, loaded bool) {
 	return s.bodies[key], s.loaded
 }
 
-// load reads the table, unless it is loaded. Commits are not adopted meanwhile, so none is
-// missed.
-func (s *Store) loadStandings(ctx context.Context) error {
+// loadStandings reads the table, unless it is loaded. Commits are not adopted meanwhile, so
+// none is missed.
+func (s *Store) loadStandings(ctx context.Context) (err error) {
 	set := s.standings
 	set.mu.Lock()
 	defer set.mu.Unlock()
 	if set.loaded {
 		return nil
 	}
-	tx, err := s.readers.BeginTx(ctx, nil)
-	if err != nil {
-		return unavailable("reading the standings", err)
+	db := s.readers
+	if s.Shared() {
+		// All connections of the pool may be in the hands of callers that wait for the feed,
+		// and the feed waits for the standings.
+		if db, err = s.openPool(); err != nil {
+			return unavailable("reading the standings", err)
+		}
+		defer func() { err = errors.Join(err, db.Close()) }()
 	}
-	defer func() { _ = tx.Rollback() }() // it wrote nothing
 	bodies := map[broker.StandingKey][]byte{}
-	err = each(ctx, tx, "SELECT id, body FROM standings", nil, func(rows *sql.Rows) error {
+	err = each(ctx, db, "SELECT id, body FROM standings", nil, func(rows *sql.Rows) error {
 		var id, body []byte
 		if err := rows.Scan(&id, &body); err != nil {
 			return err

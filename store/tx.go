@@ -33,9 +33,22 @@ func (tx *updateTx) Get(key broker.Key) (broker.Row, error) {
 	}
 	body := tx.g.body(key)
 	if body == nil {
-		return nil, broker.ErrNotFound
+		return nil, tx.missing(key)
 	}
 	return decodeRow(key, body)
+}
+
+var errForgotten = errors.New("memory was forgotten meanwhile")
+
+// missing returns why there is no row. Memory has all standings, unless it was forgotten since
+// they were loaded.
+func (tx *updateTx) missing(key broker.Key) error {
+	if standing, ok := key.(broker.StandingKey); ok {
+		if _, loaded := tx.g.s.standings.get(standing); !loaded {
+			return unavailable("reading a standing", errForgotten)
+		}
+	}
+	return broker.ErrNotFound
 }
 
 // body returns the body of a row as the group would leave it; nil if there is no

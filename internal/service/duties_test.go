@@ -36,8 +36,6 @@ func replicas(t *testing.T) (*brokertest.World, func(name string) *replica) {
 	t.Helper()
 	storetest.OnlyPostgres(t)
 	w := brokertest.NewWorld(t)
-	url := storetest.Empty(t)
-	w.Edit("store: sqlite:broker.db", "store: "+url)
 	w.StartIdentities()
 	return w, func(name string) *replica {
 		t.Helper()
@@ -51,7 +49,7 @@ func replicas(t *testing.T) (*brokertest.World, func(name string) *replica) {
 		}
 		r := &replica{t: t, address: l.Addr().String(), checkpoint: w.Path("checkpoint-" + name)}
 		file := w.Path("broker-" + name + ".yaml")
-		own := strings.NewReplacer("\n  listen: "+strings.TrimPrefix(w.URL(), "https://"), "\n  listen: "+r.address, "admin_socket: admin.sock", "admin_socket: "+name+".sock\n  checkpoint_file: checkpoint-"+name)
+		own := strings.NewReplacer("\n  listen: "+strings.TrimPrefix(w.URL(), "https://"), "\n  listen: "+r.address, "admin_socket: admin.sock", "admin_socket: "+name+".sock", "checkpoint_file: broker.db.checkpoint", "checkpoint_file: checkpoint-"+name)
 		if err := os.WriteFile(file, []byte(own.Replace(string(text))), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -21,8 +21,8 @@ the file has mistakes in names that policies use, such as a trust domain, check
 reports only the file's mistakes and skips the policies.
 
 With PostgreSQL, check connects to the database, and changes nothing in it. It
-checks the server's version and settings, the encoding, the schema, the rights of
-the role, the clock and the free connections.`,
+checks the server's version and settings, the encoding, the schema, the rights
+of the role, the clock and the free connections.`,
 		Example: `  broker check /etc/broker/broker.yaml`,
 		Args:    exactly(1, "one file"),
 		RunE: func(_ *cobra.Command, args []string) error {

@@ -19,20 +19,20 @@ func (a *app) storeCopyCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "copy FROM TO",
 		Short: "Copy a database of SQLite to PostgreSQL, with the log and its proofs",
-		Long: `copy moves a broker from SQLite to PostgreSQL. Stop the broker first. FROM is the
-database of SQLite. TO is an empty database of PostgreSQL, in the name of the role
-that will own the tables; --grant names the role of the broker.
+		Long: `copy moves a broker from SQLite to PostgreSQL. Stop the broker first. FROM is
+the database of SQLite. TO is an empty database of PostgreSQL, in the name of
+the role that will own the tables; --grant names the role of the broker.
 
 copy copies every row, every record with its proofs and signatures, and the
 log's rules, in one transaction: completely or not at all. It reads each table
 back and compares it, and afterwards verifies the whole log in TO.
 
-FROM stays as it is. The file FROM.moved next to it keeps brokers from serving it
-again, because two databases would fork the log. Afterwards, set in the
+FROM stays as it is. The file FROM.moved next to it keeps brokers from serving
+it again, because two databases would fork the log. Afterwards, set in the
 operator's file
   - store to the URL of TO, as the role of the broker
-  - server.checkpoint_file to the checkpoint file that the broker had: by default
-    FROM.checkpoint
+  - server.checkpoint_file to the checkpoint file that the broker had: by
+    default FROM.checkpoint
 and keep the seal keys.
 
 ` + storeHelp,

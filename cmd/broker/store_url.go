@@ -11,8 +11,8 @@ import (
 // storeHelp describes the forms of a database on the command line.
 const storeHelp = `A database is sqlite:PATH or postgres://USER@HOST/DATABASE, as in the operator's
 file. Every user of a machine can read the command lines of its processes, so a
-URL with a password is refused: name a password_file in the URL, or write the URL
-in a file of mode 0600 (file:PATH) or in a variable (env:NAME).`
+URL with a password is refused: name a password_file in the URL, or write the
+URL in a file of mode 0600 (file:PATH) or in a variable (env:NAME).`
 
 // storeURL returns the URL of a database that an argument or a flag names.
 func (a *app) storeURL(argument string) (string, error) {

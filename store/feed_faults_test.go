@@ -192,3 +192,73 @@ func TestRecordOfAnotherReplica(t *testing.T) {
 		t.Errorf("a record after the last: %v", err)
 	}
 }
+
+// A panic while a group begins ends neither the queue nor the calls that wait in it.
+func TestAPanicAtTheBeginEndsNoQueue(t *testing.T) {
+	s := newStore(t)
+	const calls = 3
+	s.w.fault = func(step string, f func() error) error {
+		if step == "begin" {
+			s.w.fault = nil
+			for { // until the others wait in the group of this leader
+				s.queue.mu.Lock()
+				n := len(s.queue.waiting)
+				s.queue.mu.Unlock()
+				if n == calls {
+					panic("a fault")
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return f()
+	}
+	type outcome struct {
+		err      error
+		panicked any
+	}
+	outcomes := make(chan outcome)
+	for n := range calls {
+		go func() {
+			var o outcome
+			defer func() { outcomes <- o }()
+			defer func() { o.panicked = recover() }()
+			i := newIssuance(t, n)
+			o.err = i.store(t.Context(), s)
+		}()
+	}
+	panics, refused := 0, 0
+	for range calls {
+		switch o := <-outcomes; {
+		case o.panicked != nil:
+			panics++
+		case errors.Is(o.err, broker.ErrUnavailable):
+			refused++
+		}
+	}
+	if panics != 1 || refused != calls-1 {
+		t.Errorf("%d panicked and %d were refused, want 1 and %d", panics, refused, calls-1)
+	}
+	i := newIssuance(t, calls)
+	if err := i.store(t.Context(), s); err != nil {
+		t.Error(err)
+	}
+}
+
+// Each start of a process adds a row, so those of processes that ended are deleted.
+func TestSweepDeletesProcessesThatEnded(t *testing.T) {
+	list := replicas(t, 2)
+	s := list[0]
+	if _, err := s.w.conn.ExecContext(t.Context(), "INSERT INTO writers (process, nonce, at) VALUES (?, ?, ?)", "ended", []byte{1}, time.Now().Add(-writerKept-time.Hour).UnixMilli()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Sweep(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	var ended, others int64
+	if err := s.readers.QueryRowContext(t.Context(), "SELECT count(CASE WHEN process = 'ended' THEN 1 END), count(CASE WHEN process <> 'ended' THEN 1 END) FROM writers").Scan(&ended, &others); err != nil {
+		t.Fatal(err)
+	}
+	if ended != 0 || others != int64(len(list)) {
+		t.Errorf("there are %d rows of processes that ended and %d others, want 0 and %d", ended, others, len(list))
+	}
+}

@@ -79,3 +79,11 @@ func (s *Store) prepareGets(ctx context.Context) (err error) {
 // deleteFeed deletes the oldest rows of the feed.
 var deleteFeed = fmt.Sprintf(`DELETE FROM commits WHERE seq IN (SELECT seq FROM commits
 	WHERE at < CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) - %d ORDER BY seq LIMIT ?)`, feedLasts.Milliseconds())
+
+// writerKept is how long the row of a process that no longer writes is kept. Without its row, a
+// process that still looks for the outcome of its last commit would not find it.
+const writerKept = 30 * 24 * time.Hour
+
+// deleteWriters deletes rows of processes that ended.
+var deleteWriters = fmt.Sprintf(`DELETE FROM writers WHERE process IN (SELECT process FROM writers
+	WHERE at < CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) - %d LIMIT ?)`, writerKept.Milliseconds())

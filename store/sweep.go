@@ -62,6 +62,13 @@ func (s *Store) Sweep(ctx context.Context, now time.Time) (int64, error) {
 	} else {
 		total += n
 	}
+	if s.Shared() {
+		if n, err := s.delete(ctx, deleteWriters, sweepBatch); err != nil {
+			return total, fmt.Errorf("sweeping processes that ended: %w", err)
+		} else {
+			total += n
+		}
+	}
 	n, err := s.sweepStandings(ctx, now)
 	if total += n; err != nil {
 		return total, fmt.Errorf("sweeping subjects of facts: %w", err)

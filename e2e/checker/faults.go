@@ -58,9 +58,7 @@ var processFaults = []fault{
 	}},
 	{"database crashes", onPostgres, 2, func(ctx context.Context, w *world, r *rand.Rand) (string, error) {
 		w.Postgres.Crash()
-		ctx = context.WithoutCancel(ctx)
-		// The memory of the server that crashed may outlive it for a moment.
-		return "database", cluster.Await(ctx, "the database", time.Minute, func() error { return w.Postgres.Start(ctx) })
+		return "database", startDatabase(ctx, w.Postgres)
 	}},
 	{"database is suspended", onPostgres, 3, func(ctx context.Context, w *world, r *rand.Rand) (string, error) {
 		w.Postgres.Pause()
@@ -159,6 +157,23 @@ func stopped(ctx context.Context, w *world, r *rand.Rand) (string, error) {
 	return b.Name, errors.Join(err, w.restart(ctx, b))
 }
 
+// startDatabase starts a server that has ended, until it answers. The memory of a server that
+// crashed may outlive it for a moment, in which it does not start.
+func startDatabase(ctx context.Context, p *cluster.Postgres) error {
+	ctx = context.WithoutCancel(ctx)
+	return cluster.Await(ctx, "the database", time.Minute, func() error {
+		select {
+		case <-p.Done():
+			if err := p.Launch(); err != nil {
+				return err
+			}
+		default:
+		}
+		_, err := p.Exec(ctx, "postgres", "SELECT 1")
+		return err
+	})
+}
+
 // heal ends every fault: the replicas reach a database that works.
 func (w *world) heal(ctx context.Context) error {
 	for _, r := range slices.Concat(w.relays, w.Relays) {
@@ -174,7 +189,7 @@ func (w *world) heal(ctx context.Context) error {
 	p.Resume()
 	select {
 	case <-p.Done():
-		return p.Start(context.WithoutCancel(ctx))
+		return startDatabase(ctx, p)
 	default:
 		return nil
 	}

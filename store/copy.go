@@ -73,6 +73,8 @@ func (c *copying) withSource(ctx context.Context, f func() error) (err error) {
 	switch {
 	case err != nil:
 		return err
+	case version == 0 && !fileExists(c.path):
+		return errors.New("the source does not exist: correct its path")
 	case version == 0:
 		return errors.New("the source is not the database of a broker")
 	case version > len(migrations):
@@ -357,4 +359,9 @@ func (c *copying) columns(ctx context.Context, table string) (list copyColumns, 
 		err = errors.New("the source has no such table")
 	}
 	return list, err
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
 }

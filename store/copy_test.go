@@ -164,7 +164,7 @@ func TestCopyRefusesSources(t *testing.T) {
 	u := emptyPostgres(t, "")
 	to := u.format(u.password)
 	for source, says := range map[string]string{
-		URL(path + "x"):                "is not the database of a broker",
+		URL(path + "x"):                "does not exist",
 		URL(text):                      "is not the database of a broker",
 		"postgres://u:hunter2@db/name": "unknown",
 	} {

@@ -281,3 +281,26 @@ func TestExpandReadsReferences(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A URL that is not valid, and has no password, is refused for its fault and not for a
+// password.
+func TestHasPasswordOfInvalidURLs(t *testing.T) {
+	for u, want := range map[string]bool{
+		"mysql://broker@db/broker":                      false,
+		"postgres://broker@db/broker?pasword_file=/x":   false,
+		"postgres://broker@db:port/broker":              false,
+		"/var/lib/broker/broker.db":                     false,
+		"mysql://broker:hunter2@db/broker":              true,
+		"postgres://broker:hun/ter@2@db/broker":         true,
+		"postgres://broker:hun ter2@db/broker":          true,
+		"postgres://broker:hunter2@db/broker?pasword=x": true,
+		"host=db user=broker password=hunter2":          true,
+	} {
+		if _, err := CheckURL(u); err == nil {
+			t.Errorf("%s is valid", u)
+		}
+		if got := HasPassword(u); got != want {
+			t.Errorf("%s: got %t, want %t", u, got, want)
+		}
+	}
+}

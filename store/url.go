@@ -90,7 +90,9 @@ func Redacted(u string) string {
 func HasPassword(u string) bool {
 	p, err := parsePostgresURL(u)
 	if err != nil {
-		return strings.Contains(u, "@") && strings.Contains(u, "://") || strings.Contains(u, "password=")
+		_, authority, _ := strings.Cut(u, "://")
+		user := authority[:max(0, strings.LastIndex(authority, "@"))]
+		return strings.Contains(user, ":") || strings.Contains(u, "password=")
 	}
 	return p.password != ""
 }

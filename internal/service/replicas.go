@@ -29,12 +29,7 @@ func (s *Service) announce(ctx context.Context) error {
 	tick := time.NewTicker(store.ReplicaEvery)
 	defer tick.Stop()
 	for {
-		s.replicas.Store(nil) // unless they can be read
-		if err := s.announceOnce(ctx); err == nil {
-			if list, err := store.ReplicasOf(s.store).List(ctx); err == nil {
-				s.replicas.Store(&list)
-			}
-		}
+		s.replicas.Store(s.announceAndList(ctx))
 		select {
 		case <-ctx.Done():
 			_ = store.ReplicasOf(s.store).Leave(ctx, s.replica)
@@ -42,6 +37,19 @@ func (s *Service) announce(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// announceAndList returns all replicas, or nil if they can't be read. Until it returns,
+// /readyz and the metrics show those of the last time.
+func (s *Service) announceAndList(ctx context.Context) *[]store.Replica {
+	if err := s.announceOnce(ctx); err != nil {
+		return nil
+	}
+	list, err := store.ReplicasOf(s.store).List(ctx)
+	if err != nil {
+		return nil
+	}
+	return &list
 }
 
 func (s *Service) announceOnce(ctx context.Context) error {

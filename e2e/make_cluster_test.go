@@ -62,6 +62,9 @@ func TestMakeCluster(t *testing.T) {
 	if err := token(); err != nil {
 		t.Fatal(err)
 	}
+	if text, err := exec.Command("sh", "-c", ". "+env[1]+"/env && broker replicas").CombinedOutput(); err != nil || strings.Count(string(text), " ready ") != 3 {
+		t.Errorf("replicas: %v\n%s", err, text)
+	}
 	for i, after := range []string{"broker-2 is ready again", "accepts writes"} {
 		if text, err := exec.Command("kill", kills[i][1], kills[i][2]).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, text)

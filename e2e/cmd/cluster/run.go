@@ -104,6 +104,7 @@ func (d *demo) explain() error {
 	for _, variable := range d.Environment("agent") {
 		env += " " + variable
 	}
+	env += " BROKER_ADMIN_SOCKET=" + d.Replicas[0].AdminSocket()
 	env += "\nunset BROKER_CERT BROKER_KEY BROKER_TOKEN_FILE BROKER_TOKEN_FROM BROKER_TOKEN_AUDIENCE BROKER_ID_TOKEN\n"
 	if err := d.Dev.Replace("env", []byte(env)); err != nil {
 		return err
@@ -138,10 +139,11 @@ Access Broker with three replicas, on this machine. It is not for production.
 {{end}}
   operator's files, logs and keys: {{.D.Dir}}
 
-The first token, in another terminal:
+The first token, and the state of the replicas, in another terminal:
 
   . {{.D.Dir}}/env
   broker request tickets-api --scope tickets:read --why "first try"
+  broker replicas
 
 Load, which prints tokens and errors per second:
 
@@ -149,8 +151,8 @@ Load, which prints tokens and errors per second:
 
 Break something, and look at the load and at the lines below:
 
-  kill -9 {{(index .D.Replicas 1).Process.Cmd.Process.Pid}}   a replica: HAProxy leaves it out, and it is started again
-  kill -INT {{.D.Postgres.PID}}   the primary: the standby is promoted, and PgBouncer follows
+  kill -9 {{printf "%-8d" (index .D.Replicas 1).Process.Cmd.Process.Pid}}  a replica: HAProxy leaves it out, and it is started again
+  kill -INT {{printf "%-6d" .D.Postgres.PID}}  the primary: the standby is promoted, and PgBouncer follows
 
 Ctrl-C ends everything.
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,11 +37,12 @@ func TestExchangeToReturn(t *testing.T) {
 		}
 	}
 	holder := b.Bearer(Agent)
-	record, err := holder.AuditRecord(t.Context(), b.Store.Head().Size-1)
+	issued := slices.IndexFunc(b.Records(), func(r audit.Record) bool { return r.Kind == audit.LeaseIssued })
+	record, err := holder.AuditRecord(t.Context(), int64(issued))
 	if err != nil || !strings.Contains(string(record.Record), token.Lease) {
 		t.Errorf("the holder's record: got %+v, %v", record, err)
 	}
-	if _, err := b.Client(Stranger).AuditRecord(t.Context(), b.Store.Head().Size-1); !errors.Is(err, api.NotFound) {
+	if _, err := b.Client(Stranger).AuditRecord(t.Context(), int64(issued)); !errors.Is(err, api.NotFound) {
 		t.Errorf("the record for a stranger: got %v", err)
 	}
 	if l, err := holder.Revoke(t.Context(), token.Lease, "done"); err != nil || l.Status != api.LeaseRevoked || l.Revocation != "at_expiry" {
@@ -86,6 +88,7 @@ func TestBadProofs(t *testing.T) {
 		}
 		return token
 	}
+	before := len(b.Records())
 	for name, token := range map[string]string{
 		"expired":                sign(map[string]any{"exp": now.Add(-time.Second).Unix()}),
 		"not yet valid":          sign(map[string]any{"nbf": now.Add(time.Minute).Unix()}),
@@ -133,8 +136,8 @@ func TestBadProofs(t *testing.T) {
 			}
 		})
 	}
-	if n := len(b.Records()); n != 3 {
-		t.Errorf("got %d records of bad proofs, want none", n-3)
+	if n := len(b.Records()); n != before {
+		t.Errorf("got %d records of bad proofs, want none", n-before)
 	}
 }
 

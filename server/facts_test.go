@@ -1,7 +1,9 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -19,6 +21,31 @@ func (w *world) asPerson(t *testing.T, person string) *api.Client {
 		t.Fatal(err)
 	}
 	return w.as(token.Reveal())
+}
+
+// What other processes stored about people is in memory before a person's call decides. A
+// call is not answered without it.
+func TestPeopleAreFollowedBeforeTheyAct(t *testing.T) {
+	t.Parallel()
+	calls, failure := 0, error(nil)
+	w := newWorld(t, func(c *Config) {
+		withPeople(c)
+		c.Follow = func(context.Context) error {
+			calls++
+			return failure
+		}
+	})
+	ben := w.asPerson(t, "login/ben")
+	if _, err := ben.WhoAmI(t.Context()); err != nil || calls != 1 {
+		t.Errorf("a person: got %v after %d calls, want 1", err, calls)
+	}
+	if _, err := w.as(agent).WhoAmI(t.Context()); err != nil || calls != 1 {
+		t.Errorf("a workload: got %v after %d calls, want 1", err, calls)
+	}
+	failure = broker.Unavailable(errors.New("the database is away"))
+	if _, err := ben.WhoAmI(t.Context()); !errors.Is(err, api.Unavailable) {
+		t.Errorf("without the database: got %v, want %s", err, api.Unavailable)
+	}
 }
 
 // Approvers get the facts in the API and on the page. Others do not.

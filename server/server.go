@@ -60,6 +60,10 @@ type Config struct {
 	// again; nil: none was. Other tokens wait for their turn (see turns).
 	Remembers func(token string) bool
 
+	// Follow, if set, takes what other processes stored about people into memory. It is
+	// called before a person acts, or a workload on behalf of another identity.
+	Follow func(context.Context) error
+
 	// ConnContext, if set, prepares a connection's context for Authenticate (see
 	// http.Server).
 	ConnContext func(context.Context, net.Conn) context.Context

@@ -65,7 +65,15 @@ func (c *call) enterSession(token session.Token) error {
 		return err
 	}
 	c.who, c.session, c.token = s.Who, s, token
-	return nil
+	return c.follow()
+}
+
+// follow lets the call know what other processes stored about people before the call.
+func (c *call) follow() error {
+	if c.s.cfg.Follow == nil {
+		return nil
+	}
+	return c.s.cfg.Follow(c.r.Context())
 }
 
 // noSession counts an invalid session token as a failure of its address. Valid

@@ -123,9 +123,15 @@ func (c *call) subjectOf(token, kind, clientID, resource string) (*broker.Delega
 	case method == "":
 		return nil, refuse(broker.ErrInvalidRequest, "subject_token_type must be "+api.TokenTypeJWT+", "+api.TokenTypeIDJAG+" or "+api.TokenTypeAccessToken)
 	case method == broker.MethodAccessToken && unverifiedIssuer(token) == c.s.external.String():
+		if err := c.follow(); err != nil {
+			return nil, err
+		}
 		return c.parentOf(token, clientID)
 	case c.s.cfg.SubjectToken == nil:
 		return nil, refuse(broker.ErrForeignSubject, "no provider of this broker issues tokens that let callers act for people")
+	}
+	if err := c.follow(); err != nil {
+		return nil, err
 	}
 	proven := broker.SubjectToken{
 		Token: token, Method: method, Actor: c.who, Key: c.caller().Key, ClientID: clientID, Resource: resource, At: c.now,

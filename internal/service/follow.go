@@ -98,6 +98,15 @@ func (s *Service) pass(keys []broker.Key) {
 	broker.Wake(s.broker, keys)
 }
 
+// followDirectory takes what other replicas provisioned into memory, for a decision about a
+// person.
+func (s *Service) followDirectory(ctx context.Context) error {
+	if !s.shared || s.directory == nil {
+		return nil
+	}
+	return s.directory.Refresh(ctx, time.Now())
+}
+
 // followAgain is when a refresh that failed is tried again.
 const followAgain = time.Second
 

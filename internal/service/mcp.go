@@ -190,6 +190,9 @@ func (m *mcpService) bearer(r *http.Request, t attest.PersonalToken, certified b
 		return m.holder(r.Context(), &t.SubjectToken, certified)
 	}
 	who, grant.scopes, err = m.s.people.AccessToken(r.Context(), t)
+	if err == nil {
+		err = m.s.followDirectory(r.Context())
+	}
 	if err == nil && who.Person.StatesEnd {
 		err = m.s.broker.Facts.StateClaims(r.Context(), who, t.At)
 	}

@@ -344,6 +344,7 @@ func (s *Service) callersConfig() server.Config {
 		Issuer: s.config.ExternalURL.String(), Keys: s.keys, Lists: s.broker.StatusLists, TTL: s.config.StatusTTL,
 	})
 	c.Handlers = slices.Concat(c.Handlers, s.ticketHooks(), s.signalHandlers(), s.scimHandlers(), s.mcpHandlers())
+	c.Follow = s.followDirectory
 	if s.people != nil {
 		c.People, c.Providers, c.LogoutToken = s.people, s.config.ProviderNames(), s.people.LogoutToken
 		c.SubjectToken = s.subjectTokens()

@@ -41,16 +41,22 @@ func TestSuitesOnPostgreSQL(t *testing.T) {
 			}
 		})
 	}
+	// Each call of a client reaches the replica that did not have the call before.
+	t.Run("internal/brokertest on two replicas", func(t *testing.T) {
+		if passed := runSuite(t, "internal/brokertest", server, "STORE_TEST_REPLICAS=1"); passed == 0 {
+			t.Error("no test ran")
+		}
+	})
 }
 
 // runSuite runs the tests of a package and returns how many passed.
-func runSuite(t *testing.T, suite, server string) (passed int) {
+func runSuite(t *testing.T, suite, server string, env ...string) (passed int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-count=1", "-timeout=20m", "./"+suite)
 	cmd.Dir = ".."
-	cmd.Env = append(os.Environ(), storetest.Env+"="+server)
+	cmd.Env = append(os.Environ(), append(env, storetest.Env+"="+server)...)
 	out, err := cmd.CombinedOutput()
 	var failed bytes.Buffer
 	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {

@@ -201,6 +201,63 @@ func TestBackupIsWrittenCompletelyOrNotAtAll(t *testing.T) {
 	}
 }
 
+// A process that is killed between the two steps of naming a file leaves it with both names.
+func TestPartialFileKeepsWhatHasItsName(t *testing.T) {
+	storetest.OnlySQLite(t, "a backup is a file of SQLite")
+	file := filepath.Join(t.TempDir(), "b.backup")
+	if err := os.WriteFile(file, []byte("complete"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(file, file+".partial"); err != nil {
+		t.Fatal(err)
+	}
+	p, err := createPartial(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(file); err != nil || string(got) != "complete" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// Root works in folders of other users, who must not lead it to other files.
+func TestFilesAreNotWrittenThroughLinks(t *testing.T) {
+	storetest.OnlySQLite(t, "the files are those of SQLite")
+	dir := t.TempDir()
+	victim, path := filepath.Join(dir, "victim"), filepath.Join(dir, "broker.db")
+	if err := os.WriteFile(victim, []byte("as it was"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for suffix, write := range map[string]func() error{
+		".lock":    func() error { _, err := lockFile(path + ".lock"); return err },
+		".new":     func() error { return writeFile(path, []byte("other")) },
+		".partial": func() error { _, err := (&partial{path: path + ".partial"}).open(0); return err },
+	} {
+		if err := os.Symlink(victim, path+suffix); err != nil {
+			t.Fatal(err)
+		}
+		if err := write(); err == nil {
+			t.Errorf("%s: got no error", suffix)
+		}
+	}
+	if got, err := os.ReadFile(victim); err != nil || string(got) != "as it was" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	foreign := filepath.Join(dir, "foreign")
+	if err := errors.Join(os.WriteFile(foreign+".partial", nil, 0o600), os.Chown(foreign+".partial", 4711, 4711)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := createPartial(foreign); err == nil || !strings.Contains(err.Error(), "another user") {
+		t.Errorf("a file of another user: got %v", err)
+	}
+}
+
 func TestVerifyBackupFindsDamage(t *testing.T) {
 	storetest.OnlySQLite(t, "a backup is a file of SQLite")
 	_, path := storeToBackUp(t)

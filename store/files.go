@@ -44,7 +44,7 @@ func sqlitePath(u string) (string, error) {
 // writeFile writes a file with mode 0600, completely or not at all.
 func writeFile(path string, content []byte) (err error) {
 	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|noFollow, 0o600)
 	if err != nil {
 		return err
 	}

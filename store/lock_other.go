@@ -7,6 +7,8 @@ import (
 	"os"
 )
 
+const noFollow = 0
+
 // lockFile fails: without a lock that ends with the process, two brokers could
 // write to one database.
 func lockFile(string) (*os.File, error) {

@@ -11,10 +11,14 @@ import (
 	"syscall"
 )
 
+// noFollow refuses a symbolic link: who may write to the folder must not have root write to
+// another file.
+const noFollow = syscall.O_NOFOLLOW
+
 // lockFile makes this process the only writer of a database. The operating system
 // releases the lock when the process ends, even by a crash.
 func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("locking the database: %w", err)
 	}

@@ -4,6 +4,7 @@ package store
 
 import (
 	"io/fs"
+	"os"
 	"syscall"
 )
 
@@ -11,4 +12,21 @@ import (
 func ownedByRoot(info fs.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	return ok && st.Uid == 0
+}
+
+// ownedByAnother reports whether a file belongs to neither this user nor the owner of its
+// folder.
+func ownedByAnother(info fs.FileInfo, folder string) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(st.Uid) == os.Geteuid() {
+		return false
+	}
+	var of syscall.Stat_t
+	return syscall.Stat(folder, &of) != nil || of.Uid != st.Uid
+}
+
+// hasOtherNames reports whether a file has other names (hard links).
+func hasOtherNames(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && st.Nlink > 1
 }

@@ -22,15 +22,44 @@ func createPartial(file string) (*partial, error) {
 	if info, err := os.Lstat(p.path); err == nil && !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is no regular file: remove it", p.path)
 	}
-	f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+	again, err := p.open(0)
+	if again && err == nil {
+		_, err = p.open(os.O_EXCL)
 	}
-	if err := errors.Join(lockPartial(f), f.Truncate(0), f.Chmod(0o600)); err != nil {
-		return nil, errors.Join(fmt.Errorf("writing %s: %w", p.path, err), f.Close())
+	if err != nil {
+		return nil, fmt.Errorf("writing %s: %w", p.path, err)
+	}
+	return p, nil
+}
+
+// open opens the file, locks it and makes it empty. If a process was killed in nameFile, the
+// file has its final name, too: then open removes the other name and reports that it has to be
+// called again.
+func (p *partial) open(flags int) (again bool, err error) {
+	f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE|noFollow|flags, 0o600)
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		if err != nil || again {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return false, err
+	case ownedByAnother(info, filepath.Dir(p.path)): // who may have it open
+		return false, errors.New("it belongs to another user: remove it")
+	}
+	if err := lockPartial(f); err != nil {
+		return false, err
+	}
+	if hasOtherNames(info) {
+		return true, os.Remove(p.path)
 	}
 	p.lock = f
-	return p, nil
+	return false, errors.Join(f.Truncate(0), f.Chmod(0o600))
 }
 
 // publish makes the content durable, and then the name.

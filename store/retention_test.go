@@ -230,6 +230,35 @@ func TestRetentionErasesTexts(t *testing.T) {
 	open(t, path) // which verifies the tree
 }
 
+// A new log does not make the records of the one before older than they are.
+func TestRetentionKeepsRecentTextsOfAnEarlierLog(t *testing.T) {
+	s := newStore(t)
+	now := audit.Millis(s.Head().Time)
+	reason, opening := audit.Commit("Ana Lima's laptop is lost")
+	appendRecord(t, s, audit.Record{Kind: audit.PolicyLoaded, Rules: &audit.RulesFacts{}, End: &audit.EndFacts{How: "revoked", Reason: reason}, Openings: map[string]audit.Opening{"reason": opening}})
+	n := s.Head().Size - 1
+	openings := func() (text string) {
+		t.Helper()
+		if err := s.readers.QueryRowContext(t.Context(), "SELECT COALESCE(openings, '') FROM records WHERE id = ?", recordID(1, n)).Scan(&text); err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	if err := newEpoch(t.Context(), s, "next", testPublic); err != nil {
+		t.Fatal(err)
+	}
+	keep := broker.Retention{Texts: 7 * testDay}
+	pruneAt(t, s, keep, now.Add(testDay), map[string]int64{})
+	if openings() == "" {
+		t.Error("the text is gone after a day")
+	}
+	s.w.now = func() time.Time { return now.Add(20 * testDay) }
+	pruneAt(t, s, keep, now.Add(20*testDay), map[string]int64{audit.PrunedTexts: 1})
+	if openings() != "" {
+		t.Error("the text is still there after 20 days")
+	}
+}
+
 func mustRecord(t *testing.T, s *Store, n int64) audit.Item {
 	t.Helper()
 	item, err := s.Record(t.Context(), n)

@@ -361,6 +361,10 @@ func (w *walk) judgeTexts(v *viewTx, rows []*prunable) error {
 			row.fate = keepForLater
 			continue
 		}
+		if !o.Time.Before(w.before) { // of an earlier log that ended lately
+			row.fate = keepForLater
+			continue
+		}
 		row.began, row.fate = o.Time, deleteNow
 		c := candidate{outline: o}
 		request, lease := c.request(), c.lease()
@@ -455,6 +459,7 @@ func (tx *updateTx) eraseRow(key broker.Key) error {
 	if err != nil {
 		return err
 	}
-	tx.exec("UPDATE "+name+" SET body = ? WHERE id = ?", append(erased, recordList(body)...), id)
+	// If another member of the group changes the row after this one, its change stays.
+	tx.exec("UPDATE "+name+" SET body = ? WHERE id = ? AND body = ?", append(erased, recordList(body)...), id, body)
 	return nil
 }

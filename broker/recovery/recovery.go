@@ -198,10 +198,22 @@ func (m *Manager) search(ctx context.Context, r *broker.Recovery, name string, n
 	loss := broker.Loss{Since: r.Since, Until: r.Opened, Issuer: name, Catalogue: m.cfg.Broker.Rules().Catalogue}
 	finder, ok := m.cfg.Issuers[name].(broker.Finder)
 	if !ok {
-		return m.store(ctx, r.RecoveryKey, unfindable(loss, m.cfg.Issuers[name]), now)
+		o := unfindable(loss, m.cfg.Issuers[name])
+		if o == nil {
+			return nil
+		}
+		if err := m.distinguish(ctx, r, o); err != nil {
+			return err
+		}
+		return m.store(ctx, r.RecoveryKey, o, now)
 	}
 	return finder.Find(ctx, loss, func(o broker.Orphan) error {
 		o.Issuer = name
+		if o.Lease == "" {
+			if err := m.distinguish(ctx, r, &o); err != nil {
+				return err
+			}
+		}
 		lost, err := m.isLost(ctx, r, &o, now)
 		if err != nil || !lost {
 			return err
@@ -226,6 +238,26 @@ func unfindable(loss broker.Loss, issuer broker.Issuer) *broker.Orphan {
 		text = "its tokens of that time are refused by introspection, but not by services that verify them by themselves"
 	}
 	return &broker.Orphan{OrphanKey: broker.OrphanKey{Issuer: loss.Issuer, Target: "all"}, Expires: loss.Until.Add(longest), Text: text}
+}
+
+// distinguish names a group of credentials apart from the same group of an earlier recovery,
+// which had another time.
+func (m *Manager) distinguish(ctx context.Context, r *broker.Recovery, o *broker.Orphan) error {
+	var earlier *broker.Orphan
+	err := m.cfg.Store.View(ctx, func(tx broker.Tx) (err error) {
+		earlier, err = broker.Get[*broker.Orphan](tx, o.OrphanKey)
+		return err
+	})
+	if errors.Is(err, broker.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return broker.Unavailable(err)
+	}
+	if earlier.Found.Before(r.Opened) {
+		o.Target += fmt.Sprintf(", before log %d", r.RecoveryKey)
+	}
+	return nil
 }
 
 // isLost reports whether the store has no lease for a credential. The lease of one that is
@@ -254,9 +286,6 @@ func (m *Manager) isLost(ctx context.Context, r *broker.Recovery, o *broker.Orph
 // store stores a credential that was found, unless an earlier search found it. One that can't
 // be ended has its final outcome at once.
 func (m *Manager) store(ctx context.Context, key broker.RecoveryKey, o *broker.Orphan, now time.Time) error {
-	if o == nil {
-		return nil
-	}
 	err := m.cfg.Store.Update(ctx, []broker.Key{key, o.OrphanKey}, func(tx broker.Tx) error {
 		if _, err := tx.Get(o.OrphanKey); !errors.Is(err, broker.ErrNotFound) {
 			return err

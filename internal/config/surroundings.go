@@ -24,9 +24,12 @@ import (
 // checks, because a start reports the same mistakes where they arise.
 func (c *checker) surroundings() {
 	c.listenersOfHost()
-	if store.IsPostgres(c.cfg.Store) {
+	// A URL that is not valid was reported, and may have a password.
+	switch _, err := store.CheckURL(c.cfg.Store); {
+	case err != nil:
+	case store.IsPostgres(c.cfg.Store):
 		c.storeServer(c.cfg.Store)
-	} else if c.cfg.Store != "" {
+	default:
 		c.storeFile(c.cfg.Store)
 	}
 	// By default, the checkpoint is next to the database, and its folder is checked.

@@ -51,6 +51,8 @@ func TestCheckFindsWhatStopsAStart(t *testing.T) {
 		"URI of SQLite":       {"sqlite:broker.db", "sqlite:file:broker.db", "is not of the form sqlite:/path/to/broker.db"},
 		"host in the store":   {"sqlite:broker.db", "sqlite://broker.db", "store: the URL of the store begins with sqlite: and names a server"},
 		"another store":       {"sqlite:broker.db", "mysql://broker", `store: the URL of the store has the unknown scheme "mysql"`},
+		"password elsewhere":  {"sqlite:broker.db", "mysql://broker:hunter2@db/broker", `store: the URL of the store has the unknown scheme "mysql"`},
+		"password in no URL":  {"sqlite:broker.db", "postgres:/broker:hunter2@db/broker", "store: the URL of the store lacks the //"},
 		"folder as the store": {"sqlite:broker.db", "sqlite:DIR", "is a folder"},
 		"store in no folder":  {"sqlite:broker.db", "sqlite:none/broker.db", "there is no folder DIR/none"},
 		"store below a file":  {"sqlite:broker.db", "sqlite:seal.key/broker.db", "not a directory"},
@@ -82,6 +84,9 @@ func TestCheckFindsWhatStopsAStart(t *testing.T) {
 			_, _, err = d.checkAll(nil)
 			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), strings.ReplaceAll(test.want, "DIR", dir))) {
 				t.Errorf("got error %v, want %q", err, test.want)
+			}
+			if err != nil && strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("got error %v, which has a password", err)
 			}
 			if err != nil && strings.Contains(err.Error(), "checkpoint_file") && !strings.Contains(text, "checkpoint_file") {
 				t.Errorf("got error %v about a key that the file does not have", err)

@@ -202,21 +202,16 @@ func (w *world) restart(ctx context.Context, b *cluster.Broker) error {
 	if err := b.Launch(); err != nil {
 		return err
 	}
-	var ended error
-	err := cluster.Await(context.WithoutCancel(ctx), b.Name, w.recovery, func() error {
+	return cluster.Await(context.WithoutCancel(ctx), b.Name, w.recovery, func() error {
 		if !b.Process().Ended() {
 			return ready(ctx, b)
 		}
-		if b.Process().Cmd.ProcessState.ExitCode() != exitUnavailable {
-			ended = endedWith(b)
-			return nil
-		}
-		return errors.Join(endedWith(b), b.Launch()) // as a supervisor does
+		// Another fault may keep the replica from its database. A supervisor starts it again.
+		return errors.Join(endedWith(b), b.Launch())
 	})
-	return errors.Join(ended, err)
 }
 
-// exitUnavailable is the exit code of a broker that cannot reach its database when it starts.
+// exitUnavailable is the exit code of a broker that could not reach its database.
 const exitUnavailable = 5
 
 func endedWith(b *cluster.Broker) error {

@@ -179,13 +179,16 @@ func judgeOwned(e *Evidence, c *court) {
 		at   int
 		what string
 	}
-	waiting := map[string]open{}
+	waiting, ends := map[string]open{}, e.upstreamEnds()
 	settle := func(id string, until time.Time, how string) {
 		w, ok := waiting[id]
 		if !ok {
 			return
 		}
 		delete(waiting, id)
+		if end := ends[id]; e.Log.Records[w.at].Kind == audit.LeaseRevoking && end.Before(until) {
+			until = end // zero: there was nothing to end
+		}
 		from := e.Log.Records[w.at].Time
 		if took := until.Sub(from) - e.disturbed(from, until); took > ownedWithin+e.Skew {
 			c.find("lease %s %s at %s, and %s only after %s without a fault", id, w.what, e.Log.position(w.at), how, took.Round(time.Millisecond))
@@ -206,13 +209,8 @@ func judgeOwned(e *Evidence, c *court) {
 			settle(r.Lease.ID, r.Time, "came to its end")
 		}
 	}
-	ends := e.upstreamEnds()
-	for id, w := range waiting {
-		until := e.Settled
-		if e.Log.Records[w.at].Kind == audit.LeaseRevoking {
-			until = ends[id] // zero: there is nothing to end
-		}
-		settle(id, until, "was still open")
+	for id := range waiting {
+		settle(id, e.Settled, "was still open")
 	}
 }
 

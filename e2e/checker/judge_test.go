@@ -362,6 +362,17 @@ var judgements = []struct {
 		s.log(ended("l1", audit.LeaseRevoking, "deadline"))
 		s.upstream("l1", s.now.Add(time.Second))
 	}, ""},
+	{"a revocation that is recorded at the expiry", func(s *script) {
+		s.log(opened("l1"))
+		s.log(ended("l1", audit.LeaseRevoking, "failed"))
+		s.upstream("l1", s.now.Add(time.Second))
+		s.log(ended("l1", audit.LeaseRevoked, "failed"))
+	}, ""},
+	{"a revocation that comes too late", func(s *script) {
+		s.log(ended("l1", audit.LeaseRevoking, "revoked"))
+		s.upstream("l1", s.now.Add(40*time.Second))
+		s.log(ended("l1", audit.LeaseRevoked, "revoked"))
+	}, "every lease is owned"},
 	{"a revocation of nothing", func(s *script) {
 		s.log(ended("l1", audit.LeaseRevoking, "deadline"))
 		s.wait(time.Minute)

@@ -94,7 +94,7 @@ func gauge(ctx context.Context, b *cluster.Broker, name string) (float64, error)
 type series struct {
 	name  string
 	value func(Sample) float64
-	slack float64 // growth that is not noticed, beside flatness of the mean
+	slack float64 // growth that is not noticed even if it exceeds flatness
 }
 
 var allSeries = []series{

@@ -87,7 +87,7 @@ func (s *pipelined) queue(ctx context.Context, b *pgconn.Batch, c *postgresConn,
 		}
 	}
 	for _, row := range s.rows {
-		if err := c.queue(ctx, b, translate(s.query).text, encodeArgs(row)); err != nil {
+		if err := c.queue(ctx, b, translate(s.query), encodeArgs(row)); err != nil {
 			return err
 		}
 	}
@@ -142,7 +142,7 @@ func (types columnTypes) newArrayForm(query string) *arrayForm {
 		if typeNames[element] == "" {
 			return nil
 		}
-		return &arrayForm{translate(m[1]).text + "ANY($1::" + typeNames[element] + ")" + translate(m[3]).text, []uint32{element}}
+		return &arrayForm{translate(m[1]) + "ANY($1::" + typeNames[element] + ")" + translate(m[3]), []uint32{element}}
 	}
 	m := inserting.FindStringSubmatch(query)
 	if m == nil {
@@ -158,7 +158,7 @@ func (types columnTypes) newArrayForm(query string) *arrayForm {
 		form.elements = append(form.elements, element)
 		from = append(from, fmt.Sprintf("$%d::%s", len(form.elements), typeNames[element]))
 	}
-	form.text = "INSERT INTO " + m[1] + " (" + m[2] + ") SELECT * FROM unnest(" + strings.Join(from, ", ") + ")" + translate(m[3]).text
+	form.text = "INSERT INTO " + m[1] + " (" + m[2] + ") SELECT * FROM unnest(" + strings.Join(from, ", ") + ")" + translate(m[3])
 	return form
 }
 

@@ -9,16 +9,12 @@ import (
 
 // The queries of this package have one text, in SQLite's words. The driver of PostgreSQL
 // (postgres_driver.go) translates it: placeholders, types and hints have other names there.
-// Three things are not a matter of words:
+// Two things are not a matter of words:
 //
 //   - What only PostgreSQL needs stands in a comment that begins with /*+, which SQLite skips.
 //     It is an ORDER BY, as a rule: SQLite reads a join in the order of its first table, and
 //     PostgreSQL in any.
 //   - An expression that PostgreSQL writes differently is in expressions.
-//   - A query that begins with cursor is read in parts: see cursorRows.
-
-// cursor marks a query of which most readers need only the first rows.
-const cursor = "/*+cursor*/ "
 
 // expressions are SQLite's expressions and PostgreSQL's. Both have the same placeholders in
 // the same order.
@@ -33,17 +29,11 @@ var expressions = []string{
 
 var expressionReplacer = strings.NewReplacer(expressions...)
 
-// A translation is a query in PostgreSQL's words.
-type translation struct {
-	text   string
-	cursor bool // read it in parts
-}
-
 // translations are the texts that were translated. They are some hundred: a text depends on
 // which conditions a query has, and on the number of its keys.
 type translations struct {
 	mu    sync.RWMutex
-	known map[string]translation // by the text in SQLite's words
+	known map[string]string // texts in PostgreSQL's words, by those in SQLite's
 }
 
 // maxTranslations bounds the texts that are remembered.
@@ -52,21 +42,20 @@ const maxTranslations = 4096
 var remembered translations
 
 // translate returns a query in PostgreSQL's words.
-func translate(query string) translation { return remembered.of(query) }
+func translate(query string) string { return remembered.of(query) }
 
-func (r *translations) of(query string) translation {
+func (r *translations) of(query string) string {
 	r.mu.RLock()
 	t, ok := r.known[query]
 	r.mu.RUnlock()
 	if ok {
 		return t
 	}
-	text, isCursor := strings.CutPrefix(query, cursor)
-	t = translation{toPostgres(expressionReplacer.Replace(text)), isCursor}
+	t = toPostgres(expressionReplacer.Replace(query))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.known == nil {
-		r.known = map[string]translation{}
+		r.known = map[string]string{}
 	}
 	if len(r.known) < maxTranslations {
 		r.known[strings.Clone(query)] = t

@@ -133,7 +133,6 @@ type postgresConn struct {
 	used     time.Time
 	again    bool // it has been used before
 	doubtful bool // a cancel request may still be on its way
-	opened   int  // cursors
 }
 
 // Conn returns pgx's connection, for a caller of sql.Conn.Raw.

@@ -208,7 +208,7 @@ func (e *postgresEngine) fetch(ctx context.Context, w *writer, wanted *[tableCou
 		b := &pgconn.Batch{}
 		for _, t := range list {
 			ids := values{[][]byte{bytesArray(wanted[t])}, []uint32{pgtype.ByteaArrayOID}, binaryResults}
-			if err := c.queue(ctx, b, translate(t.fetchIn("id = ANY(?1)")).text, ids); err != nil {
+			if err := c.queue(ctx, b, translate(t.fetchIn("id = ANY(?1)")), ids); err != nil {
 				return err
 			}
 		}

@@ -18,7 +18,7 @@ func (c *postgresConn) ExecContext(ctx context.Context, query string, args []dri
 		if err := c.beginNow(ctx); err != nil {
 			return nil, c.failed(ctx, err)
 		}
-		results, err := c.conn.PgConn().Exec(ctx, translate(query).text).ReadAll()
+		results, err := c.conn.PgConn().Exec(ctx, translate(query)).ReadAll()
 		var changed int64
 		for _, r := range results {
 			changed += r.CommandTag.RowsAffected()
@@ -61,7 +61,7 @@ func (c *postgresConn) query(ctx context.Context, query string, args []driver.Na
 	if _, limited := ctx.Deadline(); !limited {
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.limits.answer())
 	}
-	rows, err := c.send(ctx, translate(query).text, encodeValues(args))
+	rows, err := c.send(ctx, translate(query), encodeValues(args))
 	if err != nil {
 		err = c.failed(ctx, err)
 		cancel()

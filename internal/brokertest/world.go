@@ -61,12 +61,22 @@ func NewWorld(t testing.TB) *World {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if _, err := os.Stat(w.Path("broker.db.checkpoint")); err == nil {
+		if w.started() {
 			check.Database(t, w.Database(), check.Options{Except: w.forged})
 		}
 		check.Tokens(t, w.log.String())
 	})
 	return w
+}
+
+// started reports whether a broker of the world has opened its log.
+func (w *World) started() bool {
+	file := "broker.db"
+	if storetest.Postgres() { // the database exists before
+		file = "broker.db.checkpoint"
+	}
+	_, err := os.Stat(w.Path(file))
+	return err == nil
 }
 
 // onDatabase returns an operator's file whose store is the database that stands for a file.

@@ -56,7 +56,7 @@ func inRooms(pkg string, rooms []string) bool {
 }
 
 var (
-	stateRow  = regexp.MustCompile("(?m)^\\|(.*)\\|$")
+	stateRow  = regexp.MustCompile(`(?m)^\|(.*)\|$`)
 	stateName = regexp.MustCompile("`([a-z/0-9]+\\.[A-Za-z]+)`")
 )
 

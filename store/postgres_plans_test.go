@@ -131,7 +131,7 @@ func TestPlansOnPostgreSQL(t *testing.T) {
 	read := 0
 	for query, translated := range queries {
 		// The driver does not prepare a query with a limit, so the planner knows it.
-		text := limits.ReplaceAllString(translated.text, "LIMIT 500")
+		text := limits.ReplaceAllString(translated, "LIMIT 500")
 		if verb, _, _ := strings.Cut(strings.TrimLeft(text, " ("), " "); !slices.Contains([]string{"SELECT", "DELETE", "UPDATE", "WITH"}, verb) {
 			continue
 		}

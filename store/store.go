@@ -71,7 +71,6 @@ type Store struct {
 	surveying *projection // the inventory
 	tallying  *projection // records by their traits
 	readers   *sql.DB
-	announcer *sql.DB                 // nil: this process shares its database with no other one
 	openPool  func() (*sql.DB, error) // connections for the reading of many rows
 	gets      [tableCount]*sql.Stmt   // one row of a table by id, on readers
 	queue     queue
@@ -109,10 +108,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, database: -1, holdings: newHoldings(), standings: new(standingSet), checkpoint: make(chan struct{}, 1)}
 	s.counting, s.surveying, s.tallying = newCounting(), newSurveying(), newTallying()
-	name, open := s.cfg.URL, s.openShared
-	if isPostgres(cfg.URL) {
-		name = Redacted(cfg.URL)
-	} else {
+	name, open := Redacted(cfg.URL), s.openShared
+	if !isPostgres(cfg.URL) {
 		path, err := sqlitePath(cfg.URL)
 		if err != nil {
 			return nil, err

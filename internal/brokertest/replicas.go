@@ -42,15 +42,6 @@ func startReplicas(t testing.TB, n int, extra files, providers ...Provider) []*B
 	return list
 }
 
-// balanced returns the brokers as one, whose clients call them in turn.
-func balanced(list []*Broker) *Broker {
-	first := list[0]
-	return &Broker{
-		URL: first.URL, CA: first.CA, Supplier: first.Supplier, Unlisted: first.Unlisted, Store: first.Store,
-		t: first.t, dir: first.dir, extra: first.extra, service: first.service, socket: first.socket, address: first.address, replicas: list,
-	}
-}
-
 // share starts further replicas, to which the clients of b go in turn.
 func (b *Broker) share(n int) {
 	b.t.Helper()

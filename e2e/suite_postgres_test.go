@@ -22,6 +22,7 @@ var suites = []string{"store", "broker", "broker/campaign", "broker/directory", 
 // The suites of the store, of the domain and of all flows of the broker pass on a real
 // PostgreSQL.
 func TestSuitesOnPostgreSQL(t *testing.T) {
+	t.Parallel() // it takes minutes, and its processes wait as much as they work
 	dir, err := os.MkdirTemp("", "suites-")
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package recovery
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -153,8 +154,10 @@ func (m *Manager) finish(ctx context.Context, key broker.RecoveryKey, now time.T
 	if err != nil || r == nil || r.RecoveryKey != key {
 		return false, err
 	}
-	if len(r.Searched) < len(m.cfg.Issuers) {
-		return false, nil
+	for name := range m.cfg.Issuers { // the operator may have removed others that were searched
+		if !slices.Contains(r.Searched, name) {
+			return false, nil
+		}
 	}
 	pending, later, err := m.open(ctx)
 	if err != nil || pending {

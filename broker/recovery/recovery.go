@@ -225,8 +225,13 @@ func (m *Manager) search(ctx context.Context, r *broker.Recovery, name string, n
 // unfindable describes the credentials of an issuer that can't list any; nil if there are none.
 func unfindable(loss broker.Loss, issuer broker.Issuer) *broker.Orphan {
 	longest := time.Duration(0)
+	key := broker.OrphanKey{Issuer: loss.Issuer, Target: "all"}
 	for _, e := range loss.Catalogue {
-		if e.Issuer == loss.Issuer {
+		switch {
+		case e.Issuer != loss.Issuer:
+		case e.Persists: // no expiry ends it
+			return &broker.Orphan{OrphanKey: key, Text: "what it added in that time stays until someone removes it: compare it with broker memberships --differs"}
+		default:
 			longest = max(longest, e.MaxTTL)
 		}
 	}
@@ -237,7 +242,7 @@ func unfindable(loss broker.Loss, issuer broker.Issuer) *broker.Orphan {
 	if _, own := issuer.(broker.Inspector); own {
 		text = "its tokens of that time are refused by introspection, but not by services that verify them by themselves"
 	}
-	return &broker.Orphan{OrphanKey: broker.OrphanKey{Issuer: loss.Issuer, Target: "all"}, Expires: loss.Until.Add(longest), Text: text}
+	return &broker.Orphan{OrphanKey: key, Expires: loss.Until.Add(longest), Text: text}
 }
 
 // distinguish names a group of credentials apart from the same group of an earlier recovery,

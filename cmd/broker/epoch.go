@@ -249,6 +249,9 @@ func outcomeOf(o *broker.Orphan) string {
 	case broker.OrphanAccepted:
 		return "revoked; the issuer does not confirm when that takes effect"
 	case broker.OrphanExpires, broker.OrphanUnknown:
+		if o.Expires.IsZero() {
+			return "WORKS until it is removed"
+		}
 		return "WORKS until " + clock(o.Expires) + " at the latest"
 	}
 	if o.Code != "" {

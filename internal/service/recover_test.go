@@ -2,9 +2,11 @@ package service_test
 
 import (
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -95,6 +97,41 @@ func TestNewEpochEndsTokensFromBefore(t *testing.T) {
 	}
 	if status, _ := readiness(t, listeners[1]); status != http.StatusOK {
 		t.Errorf("readyz: got %d", status)
+	}
+}
+
+// A second restore has a time of its own, in which other credentials were issued. Those of the
+// first time do not hide them.
+func TestSecondRestoreListsItsOwnTime(t *testing.T) {
+	w := brokertest.NewWorld(t)
+	w.StartIdentities()
+	for range 2 {
+		restoreWorld(t, w)
+		c := loadConfig(t, w)
+		if _, err := service.NewEpoch(t.Context(), c, nil, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := service.Recover(t.Context(), service.Options{Config: c, Log: slog.New(slog.DiscardHandler)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	src, err := store.OpenSource(t.Context(), w.Database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = src.Close() }()
+	list, err := src.Recoveries().Orphans(t.Context(), nil, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var targets []string
+	for _, o := range list {
+		if o.Issuer == "tickets" {
+			targets = append(targets, o.Target)
+		}
+	}
+	if want := []string{"all", "all, before log 3"}; !slices.Equal(targets, want) {
+		t.Errorf("got %q, want %q", targets, want)
 	}
 }
 

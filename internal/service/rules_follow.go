@@ -36,6 +36,10 @@ type staleRules struct {
 	again time.Time // when the files are read again; zero: they need not be
 }
 
+// loggedOnly separates the part of a reason that anyone may read from the error, which may
+// quote files.
+const loggedOnly = ": "
+
 // rereadEvery is how often a replica with other rules than those in force reads its files.
 const rereadEvery = 2 * time.Second
 
@@ -118,14 +122,14 @@ func (s *Service) followRules(ctx context.Context, now time.Time) error {
 func (s *Service) reread(ctx context.Context, state broker.RulesState, now time.Time) (why string, err error) {
 	fresh, err := config.Load(s.config.Path, s.options.Getenv)
 	if err != nil {
-		return "the operator's file can't be read: " + err.Error(), nil
+		return "the operator's file can't be read" + loggedOnly + err.Error(), nil
 	}
 	if changed := s.current.NeedsRestart(fresh); len(changed) > 0 {
-		return filepath.Base(fresh.Path) + ": restart the broker for the changes of " + strings.Join(changed, ", "), nil
+		return "restart the broker for the changes of " + strings.Join(changed, ", ") + " in " + filepath.Base(fresh.Path), nil
 	}
 	engine, err := fresh.Engine()
 	if err != nil {
-		return err.Error(), nil
+		return "its policies can't be read" + loggedOnly + err.Error(), nil
 	}
 	suspended, err := s.suspensions(ctx, engine, now)
 	if err != nil {
@@ -199,7 +203,7 @@ func (s *Service) describeRules(state *broker.RulesState) error {
 		effect = "this replica issues until " + state.Graced.UTC().Format(time.RFC3339)
 	}
 	text += "; " + effect + ": install the same files here, or run broker reload here to put these in force everywhere"
-	if why := s.stale.reason(); why != "" {
+	if why, _, _ := strings.Cut(s.stale.reason(), loggedOnly); why != "" {
 		text += " (" + why + ")"
 	}
 	return errors.New(text)

@@ -274,7 +274,8 @@ func testCutAtCommit(t *testing.T, w *awayWorld) {
 	b, relay := w.Replicas[0], w.Relays[0]
 	for _, c := range []struct{ name, answer string }{{"not received", ""}, {"the answer lost", "COMMIT\x00"}} {
 		t.Run(c.name, func(t *testing.T) {
-			key, sprung := rand.Text(), false
+			var key string
+			sprung := false
 			for range 20 { // the trap may catch another transaction, such as a checkpoint
 				trap := relay.SetTrap("COMMIT", c.answer)
 				key = rand.Text()

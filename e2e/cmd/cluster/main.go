@@ -24,15 +24,14 @@ func main() {
 }
 
 const usage = `usage: cluster run [-broker FILE]
-       cluster load [-clients N] [-for TIME] FOLDER
-`
+       cluster load [-clients N] [-for TIME] FOLDER`
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) == 0 {
 		return errors.New(usage)
 	}
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
-	flags.Usage = func() { _, _ = fmt.Fprint(flags.Output(), usage) }
+	flags.Usage = func() { _, _ = fmt.Fprintln(flags.Output(), usage) }
 	switch args[0] {
 	case "run":
 		binary := flags.String("broker", "", "")

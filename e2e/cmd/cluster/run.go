@@ -166,6 +166,7 @@ func (d *demo) watch(ctx context.Context) {
 		all.Go(func() { d.watchReplica(ctx, b) })
 	}
 	all.Go(func() { d.watchPrimary(ctx) })
+	all.Go(func() { d.watchPooler(ctx) })
 	all.Wait()
 }
 
@@ -186,6 +187,23 @@ func (d *demo) watchReplica(ctx context.Context, b *cluster.Broker) {
 			d.say("%s is not ready: its log is %s", b.Name, b.LogFile())
 		} else if err == nil {
 			d.say("%s is ready again, as process %d.", b.Name, b.Process().Cmd.Process.Pid)
+		}
+	}
+}
+
+// watchPooler starts PgBouncer again if it ends.
+func (d *demo) watchPooler(ctx context.Context) {
+	for {
+		p := d.Bouncer.Process()
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.Done:
+		}
+		d.say("PgBouncer ended (%s). It starts again.", p.Cmd.ProcessState)
+		if err := d.Bouncer.Start(ctx); err != nil {
+			d.say("PgBouncer did not start: %v", err)
+			return
 		}
 	}
 }

@@ -19,7 +19,8 @@ func (a *app) replicasCommand() *cobra.Command {
 They agree if the columns REVISION and CONFIGURATION have one value each: the
 rules by which they decide, and what their files must have alike. A replica that
 has not announced itself for ten seconds is gone: it was ended, or can't reach
-the database.`,
+the database. An asterisk marks the broker that answers; -o json has when each
+of them started.`,
 		Example: `  broker replicas
   broker replicas -o json`,
 		Args: exactly(0, "no arguments"),
@@ -33,7 +34,7 @@ the database.`,
 					fmt.Fprintln(w, "The broker shares its database with no other one.")
 					return
 				}
-				fmt.Fprintln(w, "REPLICA\tSTATE\tREVISION\tCONFIGURATION\tCLOCK\tVERSION\tSTARTED")
+				fmt.Fprintln(w, "REPLICA\tSTATE\tREVISION\tCONFIGURATION\tCLOCK\tVERSION")
 				for _, r := range list {
 					state := r.State
 					if r.NotReady != "" && state != "gone" {
@@ -41,9 +42,9 @@ the database.`,
 					}
 					name := r.Name
 					if r.This {
-						name += " (this one)"
+						name += " *"
 					}
-					fmt.Fprintf(w, "%s\t%s\t%.12s\t%.12s\t%s\t%s\t%s\n", name, state, r.Revision, r.Config, r.Clock, r.Version, clock(r.Started))
+					fmt.Fprintf(w, "%s\t%s\t%.12s\t%.12s\t%s\t%s\n", name, state, r.Revision, r.Config, r.Clock, r.Version)
 				}
 			})
 		},

@@ -170,6 +170,12 @@ func TestProxies(t *testing.T) {
 	// throughTermination calls through a proxy that ends TLS.
 	throughTermination := func(t *testing.T, f *front) {
 		svid := jwtSVID(t, s, f.external()).Marshal()
+		eventually(t, "the broker's keys of JWT-SVIDs", time.Minute, func() error {
+			if _, _, err := f.callAs(t, caller, f.external(), f.pool, svid); err != nil && strings.Contains(err.Error(), "no JWT authorities") {
+				return err
+			}
+			return nil
+		})
 		for name, header := range map[string][]string{"plain": nil, "with claims": claims} {
 			who, from, err := f.callAs(t, caller, f.external(), f.pool, svid, header...)
 			if err != nil || who.ID != "spiffe://acme.test/agent/triage" || from != caller {

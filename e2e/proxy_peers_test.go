@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"accessbroker.internal/e2e/cluster"
 )
 
 // Two users of the machine that have no other process.
@@ -44,7 +46,7 @@ func (p *proxied) startSocket(identity string, user int) *socketed {
 	cmd = &exec.Cmd{Path: cmd.Path, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir, SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}} // it outlives the test's context
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
+	if err := cluster.StartOnThread(cmd); err != nil {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() {

@@ -33,6 +33,9 @@ func TestSuitesOnPostgreSQL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := p.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(p.Stop)
 	server := p.DSN(cluster.Admin, "postgres")
 	for _, suite := range suites {

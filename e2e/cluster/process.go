@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -74,11 +75,32 @@ func Launch(c Command) (*Process, error) {
 	}
 	// If the program is killed, the kernel kills its processes, too.
 	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := p.Cmd.Start(); err != nil {
+	if err := StartOnThread(p.Cmd); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", c.Name, err)
 	}
 	go func() { _ = p.Cmd.Wait(); close(p.Done) }()
 	return p, nil
+}
+
+// starts are commands to start on the thread that does nothing else.
+var starts = sync.OnceValue(func() chan<- func() {
+	c := make(chan func())
+	go func() {
+		runtime.LockOSThread() // for the life of the program
+		for start := range c {
+			start()
+		}
+	}()
+	return c
+})
+
+// StartOnThread starts a command on a thread that lives as long as the program. The signal of
+// the parent's death is sent when the thread ends that started the process, and the thread of
+// a goroutine that locked it ends with the goroutine.
+func StartOnThread(cmd *exec.Cmd) error {
+	started := make(chan error)
+	starts() <- func() { started <- cmd.Start() }
+	return <-started
 }
 
 // Stop sends SIGTERM and waits for the end of the process.

@@ -63,6 +63,7 @@ func runSuite(t *testing.T, suite, server string, env ...string) (passed int) {
 	cmd.Env = append(os.Environ(), append(env, storetest.Env+"="+server)...)
 	out, err := cmd.CombinedOutput()
 	var failed bytes.Buffer
+	outputs := map[string]string{} // of the tests that have not ended
 	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
 		var event struct{ Action, Test, Output string }
 		if json.Unmarshal(lines.Bytes(), &event) != nil {
@@ -73,7 +74,12 @@ func runSuite(t *testing.T, suite, server string, env ...string) (passed int) {
 		case event.Action == "pass" && event.Test != "" && !strings.Contains(event.Test, "/"):
 			passed++
 		case event.Action == "output":
-			failed.WriteString(event.Output)
+			outputs[event.Test] += event.Output
+		case event.Action == "fail":
+			failed.WriteString(outputs[event.Test])
+		}
+		if event.Action == "pass" || event.Action == "skip" || event.Action == "fail" {
+			delete(outputs, event.Test)
 		}
 	}
 	if err != nil {

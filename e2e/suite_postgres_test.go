@@ -17,7 +17,10 @@ import (
 
 // suites are the packages whose tests run on either database. Their tests take it from
 // package storetest.
-var suites = []string{"store", "broker", "broker/campaign", "broker/directory", "broker/inventory", "broker/session", "broker/signal", "broker/supplier", "notify", "server", "internal/brokertest"}
+var suites = []string{"broker", "broker/campaign", "broker/directory", "broker/inventory", "broker/session"}
+
+// longSuites take minutes more. They run if SUITES is "all".
+var longSuites = []string{"store", "broker/signal", "broker/supplier", "notify", "server", "internal/brokertest"}
 
 // The suites of the store, of the domain and of all flows of the broker pass on a real
 // PostgreSQL.
@@ -38,7 +41,11 @@ func TestSuitesOnPostgreSQL(t *testing.T) {
 	}
 	t.Cleanup(p.Stop)
 	server := p.DSN(cluster.Admin, "postgres")
-	for _, suite := range suites {
+	list := suites
+	if os.Getenv("SUITES") == "all" {
+		list = append(list, longSuites...)
+	}
+	for _, suite := range list {
 		t.Run(suite, func(t *testing.T) {
 			if passed := runSuite(t, suite, server); passed == 0 {
 				t.Error("no test ran")
@@ -47,6 +54,9 @@ func TestSuitesOnPostgreSQL(t *testing.T) {
 	}
 	// Each call of a client reaches the replica that did not have the call before.
 	t.Run("internal/brokertest on two replicas", func(t *testing.T) {
+		if os.Getenv("SUITES") != "all" {
+			t.Skip("it runs if SUITES is all")
+		}
 		if passed := runSuite(t, "internal/brokertest", server, "STORE_TEST_REPLICAS=1"); passed == 0 {
 			t.Error("no test ran")
 		}
